@@ -1,0 +1,55 @@
+"""What runs a graph: the `Engine` protocol, and the artifact it is opened from.
+
+An engine is opened with `with`; it declares its inputs and outputs and never changes them:
+
+    with open_engine("artifacts/dit-b12-t30", engine="ort") as engine:
+        features = engine.run({"pixels": pixels, "noise": noise})["b12"]     # float32 [B, D]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol, Self, runtime_checkable
+
+import numpy as np
+
+from difffeat.recipe import GraphRecipe
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, NumPy type and shape of one input or output. A `str` in `shape` is a dynamic axis (`batch`, `length`)."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """A graph that is ready to run."""
+
+    name: str
+    """`torch`, `ort`, `trt` or `rtx`."""
+    device: str
+    """Where it really runs: `cpu` or `cuda:<n>`."""
+    precision: str
+    """Precision of the arithmetic: `fp32`, `fp16` or `bf16`. Outputs are float32 whatever this says."""
+    recipe: GraphRecipe
+    digest: str
+    """SHA-256 of the graph file(s) it was opened from."""
+    inputs: Mapping[str, TensorSpec]
+    outputs: Mapping[str, TensorSpec]
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run one batch. Returned arrays belong to the caller.
+
+        Raises BadFeed (missing, surplus, wrong shape or type) and OutOfMemory.
+        """
+        ...
