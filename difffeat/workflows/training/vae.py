@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-
 from difffeat.workflows.scenes import CANVAS
 from difffeat.workflows.training.common import Average, Log, images, learning_rate, save_checkpoint, scene_batches
 
@@ -27,7 +25,7 @@ INITIAL_LOG_VARIANCE = -6.0
 
 
 def train(out: Path, steps: int, batch: int = 64, seed: int = 1) -> None:
-    """Reconstruction (L1 + MSE) with a small KL term. Writes `vae.pt` with the averaged weights and the latents' scaling factor."""
+    """Reconstruction (L1 + MSE) with a small KL term. Writes `vae.pt` with the averaged weights, latents standardised per channel."""
     from diffusers import AutoencoderKL
 
     torch.manual_seed(seed)
@@ -51,23 +49,33 @@ def train(out: Path, steps: int, batch: int = 64, seed: int = 1) -> None:
         if step % 200 == 0 or step == steps - 1:
             log(model="vae", step=step, loss=loss.item(), rmse=error.square().mean().sqrt().item())
     model.load_state_dict(average.state)
-    scaling, report = latent_scale(model)
-    log(model="vae", step=steps, **report)
-    save_checkpoint(out / "vae.pt", model=model.state_dict(), scaling_factor=scaling)
+    standardise_latents(model, step=steps, log=log)
+    save_checkpoint(out / "vae.pt", model=model.state_dict(), scaling_factor=1.0)
 
 
 @torch.no_grad()
-def latent_scale(model: Any, count: int = 2000) -> tuple[float, dict[str, Any]]:
-    """1 / standard deviation of the posterior means over validation scenes, and what else is worth knowing of them."""
+def standardise_latents(model: Any, step: int, log: Log, count: int = 2000) -> None:
+    """Fold each latent channel's mean and standard deviation (posterior means of validation scenes) into the 1×1 convolutions around it.
+
+    The scaling factor is then 1, and every channel has mean 0 and variance 1; reconstructions stay what they were.
+    """
+    channels = CONFIG["latent_channels"]
     x = images(next(scene_batches("validation", 0, count)))
+    latents = model.encode(x).latent_dist.mean
+    mean, deviation = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
+    encode, decode = model.quant_conv, model.post_quant_conv
+    encode.weight[:channels] /= deviation[:, None, None, None]
+    encode.bias[:channels] = (encode.bias[:channels] - mean) / deviation
+    encode.bias[channels:] -= 2.0 * deviation.log()
+    decode.bias += decode.weight[:, :, 0, 0] @ mean
+    decode.weight *= deviation[None, :, None, None]
     posterior = model.encode(x).latent_dist
-    mean: Tensor = posterior.mean
-    error = model.decode(mean).sample - x
-    report = {
-        "scaling_factor": 1.0 / mean.std().item(),
-        "channel_means": mean.mean((0, 2, 3)).tolist(),
-        "channel_stds": mean.std((0, 2, 3)).tolist(),
-        "posterior_std": posterior.std.mean().item(),
-        "validation_rmse": error.square().mean().sqrt().item(),
-    }
-    return report["scaling_factor"], report
+    error = model.decode(posterior.mean).sample - x
+    log(
+        model="vae",
+        step=step,
+        channel_stds_before=deviation.tolist(),
+        channel_stds=posterior.mean.std((0, 2, 3)).tolist(),
+        posterior_std=posterior.std.mean((0, 2, 3)).tolist(),
+        validation_rmse=error.square().mean().sqrt().item(),
+    )

@@ -1,0 +1,168 @@
+"""Folding: at a fixed timestep and label, everything that adaLN computes is a constant.
+
+1 + scale and shift become the LayerNorm's own affine; the gates go into the linear before the residual; Plaid's residual scale goes into its two output maps,
+its input scale into the input map. All in float64, stored in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from difffeat.export.dit import timestep_frequencies
+from difffeat.export.folded import DiTTrunk, PlaidTrunk
+from difffeat.export.layers import Affine
+from difffeat.export.plaid import gamma_frequencies, normalise_rows
+from difffeat.export.schedule import NoiseLevel, PlaidSchedule
+
+Tensors = Mapping[str, Tensor]
+
+SHIFT_MSA, SCALE_MSA, GATE_MSA, SHIFT_MLP, SCALE_MLP, GATE_MLP = range(6)
+
+
+def dit_modulation(tensors: Tensors, config: Any, t: float, label: int, blocks: int) -> Tensor:
+    """The six modulations of the first `blocks` blocks at (t, label), float64 [k, 6, D].
+
+    Order: shift, 1 + scale, gate of the attention; shift, 1 + scale, gate of the MLP.
+    """
+    angles = t * torch.tensor(timestep_frequencies(config.timestep_embedding))
+    hidden = _linear(tensors, "t_embedder.mlp.0", torch.cat([angles.cos(), angles.sin()]))
+    conditioning = _linear(tensors, "t_embedder.mlp.2", _silu(hidden)) + tensors["y_embedder.embedding_table.weight"][label].double()
+    activated = _silu(conditioning)
+    rows = [_linear(tensors, f"blocks.{index}.adaLN_modulation.1", activated).reshape(6, -1) for index in range(blocks)]
+    modulation = torch.stack(rows) if rows else torch.zeros(0, 6, config.width, dtype=torch.float64)
+    modulation[:, [SCALE_MSA, SCALE_MLP]] += 1.0
+    return modulation
+
+
+def fold_dit(tensors: Tensors, config: Any, *, t: float, label: int, taps: tuple[int, ...], pooling: str) -> DiTTrunk:
+    """The truncated DiT with the modulations of (t, label) folded in."""
+    trunk = _dit_trunk(config, taps, pooling, swept=False)
+    modulation = dit_modulation(tensors, config, t, label, len(trunk.blocks))
+    _copy_dit_stem(trunk, tensors)
+    for index, block in enumerate(trunk.blocks):
+        shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = modulation[index]
+        block.norm1.weight.copy_(scale_msa)
+        block.norm1.bias.copy_(shift_msa)
+        block.norm2.weight.copy_(scale_mlp)
+        block.norm2.bias.copy_(shift_mlp)
+        _copy_dit_block(block, tensors, index, gate_msa, gate_mlp)
+    return trunk
+
+
+def sweep_dit(tensors: Tensors, config: Any, *, taps: tuple[int, ...], pooling: str) -> DiTTrunk:
+    """The truncated DiT whose modulations are an input."""
+    trunk = _dit_trunk(config, taps, pooling, swept=True)
+    _copy_dit_stem(trunk, tensors)
+    for index, block in enumerate(trunk.blocks):
+        _copy_dit_block(block, tensors, index, None, None)
+    return trunk
+
+
+def fold_plaid(tensors: Tensors, config: Any, *, level: NoiseLevel, taps: tuple[int, ...], pooling: str) -> PlaidTrunk:
+    """The truncated Plaid with input scale, γ embedding and residual scales folded in."""
+    trunk = _plaid_trunk(config, taps, pooling, swept=False)
+    _copy_plaid(trunk, tensors, config, plaid_input_scale(level, config.embed_dim))
+    trunk.input.bias.copy_(plaid_gamma_embedding(tensors, level))
+    return trunk
+
+
+def sweep_plaid(tensors: Tensors, config: Any, *, taps: tuple[int, ...], pooling: str) -> PlaidTrunk:
+    """The truncated Plaid whose input scale and γ embedding are inputs."""
+    trunk = _plaid_trunk(config, taps, pooling, swept=True)
+    _copy_plaid(trunk, tensors, config, 1.0)
+    return trunk
+
+
+def plaid_schedule(tensors: Tensors) -> PlaidSchedule:
+    """The learned schedule out of a Plaid checkpoint."""
+    w1, b1, w2 = (tensors[f"noise_schedule.{key}"].double().numpy() for key in ("W1", "b1", "W2"))
+    return PlaidSchedule(w1, b1, w2, float(tensors["gamma_bounds.gamma_0"]), float(tensors["gamma_bounds.gamma_1"]))
+
+
+def plaid_input_scale(level: NoiseLevel, embed_dim: int) -> float:
+    """1/√(α²/E + σ²)."""
+    return float(1.0 / np.sqrt(level.alpha**2 / embed_dim + level.sigma**2))
+
+
+def plaid_gamma_embedding(tensors: Tensors, level: NoiseLevel) -> Tensor:
+    """gamma_linear([sin, cos](f·γ)), float64 [D]."""
+    angles = -level.log_snr * torch.tensor(gamma_frequencies())
+    return torch.cat([angles.sin(), angles.cos()]) @ tensors["model.gamma_linear.weight"].double().T
+
+
+def _dit_trunk(config: Any, taps: tuple[int, ...], pooling: str, swept: bool) -> DiTTrunk:
+    return DiTTrunk(
+        width=config.width,
+        heads=config.heads,
+        patch=config.patch,
+        in_channels=config.in_channels,
+        input_size=config.input_size,
+        mlp_ratio=config.mlp_ratio,
+        mlp_norm_eps=1e-6 if config.timestep_embedding == "original" else 1e-5,
+        taps=taps,
+        pooling=pooling,
+        swept=swept,
+    )
+
+
+def _plaid_trunk(config: Any, taps: tuple[int, ...], pooling: str, swept: bool) -> PlaidTrunk:
+    return PlaidTrunk(
+        width=config.width, vocab=config.vocab, embed_dim=config.embed_dim, max_length=config.max_length, taps=taps, pooling=pooling, swept=swept
+    )
+
+
+def _copy_dit_stem(trunk: DiTTrunk, tensors: Tensors) -> None:
+    trunk.patch_embed.weight.copy_(tensors["x_embedder.proj.weight"])
+    trunk.patch_embed.bias.copy_(tensors["x_embedder.proj.bias"])
+    trunk.pos_embed.copy_(tensors["pos_embed"])
+
+
+def _copy_dit_block(block: Any, tensors: Tensors, index: int, gate_msa: Tensor | None, gate_mlp: Tensor | None) -> None:
+    prefix = f"blocks.{index}"
+    for target, name, gate in (
+        (block.qkv, "attn.qkv", None),
+        (block.proj, "attn.proj", gate_msa),
+        (block.fc1, "mlp.fc1", None),
+        (block.fc2, "mlp.fc2", gate_mlp),
+    ):
+        _copy_linear(target, tensors[f"{prefix}.{name}.weight"], tensors[f"{prefix}.{name}.bias"], gate)
+
+
+def _copy_plaid(trunk: PlaidTrunk, tensors: Tensors, config: Any, input_scale: float) -> None:
+    trunk.embeddings.copy_(normalise_rows(tensors["embedding_matrix.matrix"].double()))
+    trunk.input.weight.copy_(tensors["model.input_linear.weight"].double().T * input_scale)
+    residual_scale = torch.tensor(config.depth**-0.5, dtype=torch.float64)
+    for index, block in enumerate(trunk.blocks):
+        prefix = f"model.blocks.{index}"
+        block.norm1.weight.copy_(tensors[f"{prefix}.rmsnorm1.weight"])
+        block.norm2.weight.copy_(tensors[f"{prefix}.rmsnorm2.weight"])
+        for target, name, gate in (
+            (block.qkv, "attn_qkv", None),
+            (block.attn_out, "attn_out", residual_scale),
+            (block.fc1, "mlp.fc1", None),
+            (block.fc2, "mlp.fc2", residual_scale),
+        ):
+            _copy_linear(target, tensors[f"{prefix}.{name}.weight"], None, gate)
+
+
+def _copy_linear(target: Affine, weight: Tensor, bias: Tensor | None, gate: Tensor | None) -> None:
+    """Copy [out, in] into an Affine's [in, out], output channels multiplied by the gate ([out] or scalar, float64)."""
+    if gate is None:
+        target.weight.copy_(weight.T)
+    else:
+        target.weight.copy_(weight.T.double() * gate)
+    if bias is not None and target.bias is not None:
+        target.bias.copy_(bias if gate is None else bias.double() * gate)
+
+
+def _linear(tensors: Tensors, name: str, x: Tensor) -> Tensor:
+    return tensors[f"{name}.weight"].double() @ x + tensors[f"{name}.bias"].double()
+
+
+def _silu(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(x)

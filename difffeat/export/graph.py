@@ -1,0 +1,203 @@
+"""From modules to the ONNX graphs of an artifact: stable names, reproducible bytes, the recipe inside.
+
+The small modules here are the graphs' outer shells: what is an input, what is baked in. Input and output names are stable API.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from difffeat.export.folded import DiTTrunk, PlaidTrunk
+from difffeat.export.vae import VaeEncoder
+from difffeat.recipe import METADATA_KEY, GraphRecipe
+
+OPSET = 22
+MODEL_FILE = "model.onnx"
+LATENTS_FILE = "latents.onnx"
+
+
+class Noising(nn.Module):
+    """z_t = α·z + σ·ε with α, σ constant. ε is an input (`random`), baked in (`constant`), or absent (`mean`)."""
+
+    def __init__(self, alpha: float, sigma: float, constant: Tensor | None = None) -> None:
+        super().__init__()
+        self.alpha, self.sigma = alpha, sigma
+        self.noise = None if constant is None else nn.Parameter(constant, requires_grad=False)
+
+    def forward(self, z: Tensor, noise: Tensor | None) -> Tensor:
+        noise = self.noise if noise is None else noise
+        return self.alpha * z if noise is None else self.alpha * z + self.sigma * noise
+
+
+class LatentsGraph(nn.Module):
+    """pixels -> latents."""
+
+    def __init__(self, encoder: VaeEncoder) -> None:
+        super().__init__()
+        self.vae = encoder
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        return (self.vae(pixels),)
+
+
+class FromLatentsGraph(nn.Module):
+    """latents (+ noise) -> taps."""
+
+    def __init__(self, trunk: DiTTrunk, noising: Noising) -> None:
+        super().__init__()
+        self.noising, self.trunk = noising, trunk
+
+    def forward(self, latents: Tensor, noise: Tensor | None = None) -> tuple[Tensor, ...]:
+        return self.trunk(self.noising(latents, noise))
+
+
+class ImageGraph(nn.Module):
+    """pixels (+ noise) -> taps."""
+
+    def __init__(self, encoder: VaeEncoder, trunk: DiTTrunk, noising: Noising) -> None:
+        super().__init__()
+        self.vae, self.noising, self.trunk = encoder, noising, trunk
+
+    def forward(self, pixels: Tensor, noise: Tensor | None = None) -> tuple[Tensor, ...]:
+        return self.trunk(self.noising(self.vae(pixels), noise))
+
+
+class SweepGraph(nn.Module):
+    """latents, noise, alpha, sigma, modulation -> every tap of one timestep."""
+
+    def __init__(self, trunk: DiTTrunk) -> None:
+        super().__init__()
+        self.trunk = trunk
+
+    def forward(self, latents: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor, modulation: Tensor) -> tuple[Tensor, ...]:
+        return self.trunk(alpha * latents + sigma * noise, modulation)
+
+
+class MeanSweepGraph(SweepGraph):
+    """latents, alpha, modulation -> every tap of one timestep, without noise."""
+
+    def forward(self, latents: Tensor, alpha: Tensor, modulation: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        return self.trunk(alpha * latents, modulation)
+
+
+class TextGraph(nn.Module):
+    """tokens, lengths (+ noise) -> taps."""
+
+    def __init__(self, trunk: PlaidTrunk, noising: Noising) -> None:
+        super().__init__()
+        self.noising, self.trunk = noising, trunk
+
+    def forward(self, tokens: Tensor, lengths: Tensor, noise: Tensor | None = None) -> tuple[Tensor, ...]:
+        return self.trunk(self.noising(self.trunk.embeddings[tokens], noise), lengths)
+
+
+class TextSweepGraph(nn.Module):
+    """tokens, lengths, noise, alpha, sigma, input_scale, gamma_embedding -> every tap of one timestep."""
+
+    def __init__(self, trunk: PlaidTrunk) -> None:
+        super().__init__()
+        self.trunk = trunk
+
+    def forward(
+        self, tokens: Tensor, lengths: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor, input_scale: Tensor, gamma_embedding: Tensor
+    ) -> tuple[Tensor, ...]:
+        z = alpha * self.trunk.embeddings[tokens] + sigma * noise
+        return self.trunk(z * input_scale, lengths, gamma_embedding)
+
+
+class MeanTextSweepGraph(TextSweepGraph):
+    """tokens, lengths, alpha, input_scale, gamma_embedding -> every tap of one timestep, without noise."""
+
+    def forward(self, tokens: Tensor, lengths: Tensor, alpha: Tensor, input_scale: Tensor, gamma_embedding: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        return self.trunk(alpha * self.trunk.embeddings[tokens] * input_scale, lengths, gamma_embedding)
+
+
+@dataclass(frozen=True)
+class GraphSpec:
+    """A module with what its export needs.
+
+    **Fields:** `module`; `feeds` example inputs by name, in the order of `forward`; `dynamic` input name -> {axis: name}; `outputs` names.
+    """
+
+    module: nn.Module
+    feeds: Mapping[str, Tensor]
+    dynamic: Mapping[str, Mapping[int, str]]
+    outputs: Sequence[str]
+
+
+def write_graph(spec: GraphSpec, path: Path, recipe: GraphRecipe | None) -> None:
+    """Export to `path` with weights in `<path>_data`; opset 22; the recipe in the metadata.
+
+    The exporter writes stack traces with this machine's paths into the nodes; they go, so that the same weights and versions give the same bytes.
+    """
+    program = _exported(spec)
+    model = program.model
+    strip(model)
+    if recipe is not None:
+        model.metadata_props[METADATA_KEY] = recipe.to_json()
+    import onnx_ir
+
+    onnx_ir.save(model, path, external_data=f"{path.name}_data", size_threshold_bytes=1024)
+
+
+def strip(model: Any) -> None:
+    """Remove everything that depends on the machine or the run: stack traces, name scopes, doc strings."""
+    model.metadata_props.clear()
+    model.doc_string = None
+    model.graph.metadata_props.clear()
+    model.graph.doc_string = None
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+
+
+def _exported(spec: GraphSpec) -> Any:
+    """torch.export and the conversion, quietly; what the exporter says is kept for the error message."""
+    axes = {name: torch.export.Dim(name, max=65536) for per_input in spec.dynamic.values() for name in per_input.values()}
+    shapes = {name: {axis: axes[label] for axis, label in spec.dynamic.get(name, {}).items()} for name in spec.feeds}
+    spoken = io.StringIO()
+    with warnings.catch_warnings(), contextlib.redirect_stdout(spoken), contextlib.redirect_stderr(spoken), _quiet_loggers(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            spec.module.eval(),
+            args=(),
+            kwargs=dict(spec.feeds),
+            dynamo=True,
+            dynamic_shapes=shapes,
+            opset_version=OPSET,
+            input_names=list(spec.feeds),
+            output_names=list(spec.outputs),
+            optimize=True,
+            verbose=False,
+        )
+    if program is None:
+        raise RuntimeError(f"torch.onnx.export returned nothing: {spoken.getvalue()}")
+    return program
+
+
+@contextlib.contextmanager
+def _quiet_loggers() -> Any:
+    """onnxscript's optimiser reports every step; only errors are wanted."""
+    loggers = [logging.getLogger(name) for name in ("onnxscript", "torch.onnx", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,70 @@
+"""The plain layers that a folded backbone is made of.
+
+Matrix products keep their weight as [in, out], the way ONNX's MatMul wants it: an exported initializer is then bit for bit the module's parameter,
+under the module's name, and the torch engine can read its weights back out of the graph.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Affine(nn.Module):
+    """y = x · weight + bias; weight [in, out]."""
+
+    def __init__(self, inputs: int, outputs: int, bias: bool = True) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(inputs, outputs), requires_grad=False)
+        self.bias = nn.Parameter(torch.empty(outputs), requires_grad=False) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x @ self.weight
+        return y if self.bias is None else y + self.bias
+
+
+class Scale(nn.Module):
+    """A norm's learned scale, and shift if it has one; each [D]."""
+
+    def __init__(self, width: int, shift: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width), requires_grad=False)
+        self.bias = nn.Parameter(torch.empty(width), requires_grad=False) if shift else None
+
+
+def attention(q_BHSK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, bias_B11S: Tensor | None = None) -> Tensor:
+    """softmax(q·kᵀ/√K + bias)·v, heads merged: [B, S, H·K]."""
+    y = F.scaled_dot_product_attention(q_BHSK, k_BHSK, v_BHSK, attn_mask=bias_B11S)
+    return y.transpose(1, 2).flatten(2)
+
+
+def split_heads(qkv_BSD3: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """[B, S, 3·H·K] in the order (three, head, dim) -> q, k, v, each [B, H, S, K]."""
+    qkv = qkv_BSD3.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+    return qkv[0], qkv[1], qkv[2]
+
+
+def pool_tokens(x_BND: Tensor, pooling: str) -> Tensor:
+    """Pool image tokens: `mean` and `max` give [B, D], `grid` [B, 4·D] (means of the four quadrants, row-major), `tokens` [B, N, D]."""
+    if pooling == "mean":
+        return x_BND.mean(dim=1)
+    if pooling == "max":
+        return x_BND.amax(dim=1)
+    if pooling == "tokens":
+        return x_BND
+    side = math.isqrt(x_BND.shape[1])
+    half = side // 2
+    grid = x_BND.unflatten(1, (side, side))
+    cells = [grid[:, rows, columns].mean(dim=(1, 2)) for rows in (slice(0, half), slice(half, side)) for columns in (slice(0, half), slice(half, side))]
+    return torch.cat(cells, dim=-1)
+
+
+def pool_masked(x_BSD: Tensor, mask_BS: Tensor, lengths_B: Tensor, pooling: str) -> Tensor:
+    """Pool text tokens, padding left out: `mean` or `max`, [B, D]."""
+    mask = mask_BS[:, :, None]
+    if pooling == "max":
+        return x_BSD.masked_fill(~mask, torch.finfo(x_BSD.dtype).min).amax(dim=1)
+    return (x_BSD * mask.to(x_BSD.dtype)).sum(dim=1) / lengths_B[:, None].to(x_BSD.dtype)
