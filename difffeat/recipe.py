@@ -17,6 +17,7 @@ from difffeat.errors import ConfigError, ForeignGraph
 
 FORMAT = "difffeat-recipe/1"
 METADATA_KEY = "difffeat.recipe"
+ALIASES_KEY = "difffeat.aliases"
 
 GRAPH_KINDS = ("image", "latents", "from-latents", "sweep", "text", "text-sweep")
 NOISINGS = ("random", "constant", "mean", "ddim")

@@ -15,6 +15,7 @@ from typing import Protocol, Self, runtime_checkable
 
 import numpy as np
 
+from difffeat.errors import BadFeed
 from difffeat.recipe import GraphRecipe
 
 
@@ -53,3 +54,23 @@ class Engine(Protocol):
         Raises BadFeed (missing, surplus, wrong shape or type) and OutOfMemory.
         """
         ...
+
+
+def check_feeds(specs: Mapping[str, TensorSpec], feeds: Mapping[str, np.ndarray]) -> None:
+    """Raises BadFeed unless the feeds are what the graph declares; dynamic axes of one name must agree."""
+    if missing := sorted(set(specs) - set(feeds)):
+        raise BadFeed(f"the graph needs input {', '.join(missing)}; it was given {', '.join(sorted(feeds)) or 'nothing'}")
+    if surplus := sorted(set(feeds) - set(specs)):
+        raise BadFeed(f"the graph has no input {', '.join(surplus)}; its inputs are {', '.join(specs)}")
+    axes: dict[str, int] = {}
+    for name, spec in specs.items():
+        array = feeds[name]
+        if array.dtype.name != spec.dtype:
+            raise BadFeed(f"{name} must be {spec.dtype}, got {array.dtype}")
+        fits = len(array.shape) == len(spec.shape) and all(
+            size == (axes.setdefault(axis, size) if isinstance(axis, str) else axis) for size, axis in zip(array.shape, spec.shape, strict=True)
+        )
+        if not fits or 0 in array.shape:
+            wanted = ", ".join(map(str, spec.shape))
+            known = "".join(f" (here {axis} = {size})" for axis, size in axes.items())
+            raise BadFeed(f"{name} must have shape [{wanted}]{known}, got {list(array.shape)}")

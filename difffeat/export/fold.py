@@ -39,43 +39,45 @@ def dit_modulation(tensors: Tensors, config: Any, t: float, label: int, blocks: 
     return modulation
 
 
-def fold_dit(tensors: Tensors, config: Any, *, t: float, label: int, taps: tuple[int, ...], pooling: str) -> DiTTrunk:
-    """The truncated DiT with the modulations of (t, label) folded in."""
-    trunk = _dit_trunk(config, taps, pooling, swept=False)
-    modulation = dit_modulation(tensors, config, t, label, len(trunk.blocks))
-    _copy_dit_stem(trunk, tensors)
+def fill_dit(trunk: DiTTrunk, tensors: Tensors, modulation_k6D: Tensor | None) -> None:
+    """Fill a truncated DiT from an original state dict: modulations folded in, or left as inputs where there are none."""
+    trunk.patch_embed.weight.copy_(tensors["x_embedder.proj.weight"])
+    trunk.patch_embed.bias.copy_(tensors["x_embedder.proj.bias"])
+    trunk.pos_embed.copy_(tensors["pos_embed"])
     for index, block in enumerate(trunk.blocks):
-        shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = modulation[index]
+        if modulation_k6D is None:
+            _fill_dit_block(block, tensors, index, None, None)
+            continue
+        shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = modulation_k6D[index]
         block.norm1.weight.copy_(scale_msa)
         block.norm1.bias.copy_(shift_msa)
         block.norm2.weight.copy_(scale_mlp)
         block.norm2.bias.copy_(shift_mlp)
-        _copy_dit_block(block, tensors, index, gate_msa, gate_mlp)
-    return trunk
+        _fill_dit_block(block, tensors, index, gate_msa, gate_mlp)
 
 
-def sweep_dit(tensors: Tensors, config: Any, *, taps: tuple[int, ...], pooling: str) -> DiTTrunk:
-    """The truncated DiT whose modulations are an input."""
-    trunk = _dit_trunk(config, taps, pooling, swept=True)
-    _copy_dit_stem(trunk, tensors)
+def fill_plaid(trunk: PlaidTrunk, tensors: Tensors, depth: int, level: NoiseLevel | None) -> None:
+    """Fill a truncated Plaid: input scale and γ embedding of `level` folded in, or left as inputs where it is None.
+
+    `depth` is that of the full model, whose residual scale 1/√L holds for the truncated one too.
+    """
+    trunk.embeddings.copy_(normalise_rows(tensors["embedding_matrix.matrix"].double()))
+    input_scale = 1.0 if level is None else plaid_input_scale(level, trunk.embeddings.shape[1])
+    trunk.input.weight.copy_(tensors["model.input_linear.weight"].double().T * input_scale)
+    if level is not None and trunk.input.bias is not None:
+        trunk.input.bias.copy_(plaid_gamma_embedding(tensors, level))
+    residual_scale = torch.tensor(depth**-0.5, dtype=torch.float64)
     for index, block in enumerate(trunk.blocks):
-        _copy_dit_block(block, tensors, index, None, None)
-    return trunk
-
-
-def fold_plaid(tensors: Tensors, config: Any, *, level: NoiseLevel, taps: tuple[int, ...], pooling: str) -> PlaidTrunk:
-    """The truncated Plaid with input scale, γ embedding and residual scales folded in."""
-    trunk = _plaid_trunk(config, taps, pooling, swept=False)
-    _copy_plaid(trunk, tensors, config, plaid_input_scale(level, config.embed_dim))
-    trunk.input.bias.copy_(plaid_gamma_embedding(tensors, level))
-    return trunk
-
-
-def sweep_plaid(tensors: Tensors, config: Any, *, taps: tuple[int, ...], pooling: str) -> PlaidTrunk:
-    """The truncated Plaid whose input scale and γ embedding are inputs."""
-    trunk = _plaid_trunk(config, taps, pooling, swept=True)
-    _copy_plaid(trunk, tensors, config, 1.0)
-    return trunk
+        prefix = f"model.blocks.{index}"
+        block.norm1.weight.copy_(tensors[f"{prefix}.rmsnorm1.weight"])
+        block.norm2.weight.copy_(tensors[f"{prefix}.rmsnorm2.weight"])
+        for target, name, gate in (
+            (block.qkv, "attn_qkv", None),
+            (block.attn_out, "attn_out", residual_scale),
+            (block.fc1, "mlp.fc1", None),
+            (block.fc2, "mlp.fc2", residual_scale),
+        ):
+            _fill_linear(target, tensors[f"{prefix}.{name}.weight"], None, gate)
 
 
 def plaid_schedule(tensors: Tensors) -> PlaidSchedule:
@@ -95,34 +97,7 @@ def plaid_gamma_embedding(tensors: Tensors, level: NoiseLevel) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()]) @ tensors["model.gamma_linear.weight"].double().T
 
 
-def _dit_trunk(config: Any, taps: tuple[int, ...], pooling: str, swept: bool) -> DiTTrunk:
-    return DiTTrunk(
-        width=config.width,
-        heads=config.heads,
-        patch=config.patch,
-        in_channels=config.in_channels,
-        input_size=config.input_size,
-        mlp_ratio=config.mlp_ratio,
-        mlp_norm_eps=1e-6 if config.timestep_embedding == "original" else 1e-5,
-        taps=taps,
-        pooling=pooling,
-        swept=swept,
-    )
-
-
-def _plaid_trunk(config: Any, taps: tuple[int, ...], pooling: str, swept: bool) -> PlaidTrunk:
-    return PlaidTrunk(
-        width=config.width, vocab=config.vocab, embed_dim=config.embed_dim, max_length=config.max_length, taps=taps, pooling=pooling, swept=swept
-    )
-
-
-def _copy_dit_stem(trunk: DiTTrunk, tensors: Tensors) -> None:
-    trunk.patch_embed.weight.copy_(tensors["x_embedder.proj.weight"])
-    trunk.patch_embed.bias.copy_(tensors["x_embedder.proj.bias"])
-    trunk.pos_embed.copy_(tensors["pos_embed"])
-
-
-def _copy_dit_block(block: Any, tensors: Tensors, index: int, gate_msa: Tensor | None, gate_mlp: Tensor | None) -> None:
+def _fill_dit_block(block: Any, tensors: Tensors, index: int, gate_msa: Tensor | None, gate_mlp: Tensor | None) -> None:
     prefix = f"blocks.{index}"
     for target, name, gate in (
         (block.qkv, "attn.qkv", None),
@@ -130,27 +105,10 @@ def _copy_dit_block(block: Any, tensors: Tensors, index: int, gate_msa: Tensor |
         (block.fc1, "mlp.fc1", None),
         (block.fc2, "mlp.fc2", gate_mlp),
     ):
-        _copy_linear(target, tensors[f"{prefix}.{name}.weight"], tensors[f"{prefix}.{name}.bias"], gate)
+        _fill_linear(target, tensors[f"{prefix}.{name}.weight"], tensors[f"{prefix}.{name}.bias"], gate)
 
 
-def _copy_plaid(trunk: PlaidTrunk, tensors: Tensors, config: Any, input_scale: float) -> None:
-    trunk.embeddings.copy_(normalise_rows(tensors["embedding_matrix.matrix"].double()))
-    trunk.input.weight.copy_(tensors["model.input_linear.weight"].double().T * input_scale)
-    residual_scale = torch.tensor(config.depth**-0.5, dtype=torch.float64)
-    for index, block in enumerate(trunk.blocks):
-        prefix = f"model.blocks.{index}"
-        block.norm1.weight.copy_(tensors[f"{prefix}.rmsnorm1.weight"])
-        block.norm2.weight.copy_(tensors[f"{prefix}.rmsnorm2.weight"])
-        for target, name, gate in (
-            (block.qkv, "attn_qkv", None),
-            (block.attn_out, "attn_out", residual_scale),
-            (block.fc1, "mlp.fc1", None),
-            (block.fc2, "mlp.fc2", residual_scale),
-        ):
-            _copy_linear(target, tensors[f"{prefix}.{name}.weight"], None, gate)
-
-
-def _copy_linear(target: Affine, weight: Tensor, bias: Tensor | None, gate: Tensor | None) -> None:
+def _fill_linear(target: Affine, weight: Tensor, bias: Tensor | None, gate: Tensor | None) -> None:
     """Copy [out, in] into an Affine's [in, out], output channels multiplied by the gate ([out] or scalar, float64)."""
     if gate is None:
         target.weight.copy_(weight.T)

@@ -19,11 +19,10 @@ from torch import Tensor, nn
 
 from difffeat.export.folded import DiTTrunk, PlaidTrunk
 from difffeat.export.vae import VaeEncoder
-from difffeat.recipe import METADATA_KEY, GraphRecipe
+from difffeat.errors import GraphError
+from difffeat.recipe import ALIASES_KEY, METADATA_KEY, GraphRecipe, canonical_json
 
 OPSET = 22
-MODEL_FILE = "model.onnx"
-LATENTS_FILE = "latents.onnx"
 
 
 class Noising(nn.Module):
@@ -143,11 +142,24 @@ def write_graph(spec: GraphSpec, path: Path, recipe: GraphRecipe | None) -> None
     program = _exported(spec)
     model = program.model
     strip(model)
+    model.metadata_props[ALIASES_KEY] = canonical_json(aliases(spec.module, model))
     if recipe is not None:
         model.metadata_props[METADATA_KEY] = recipe.to_json()
     import onnx_ir
 
     onnx_ir.save(model, path, external_data=f"{path.name}_data", size_threshold_bytes=1024)
+
+
+def aliases(module: nn.Module, model: Any) -> dict[str, str]:
+    """Parameters that the exporter left out because an equal one is there already: their name -> its name."""
+    state, kept = module.state_dict(), model.graph.initializers
+    found: dict[str, str] = {}
+    for name in state.keys() - kept.keys():
+        equals = [other for other in state.keys() & kept.keys() if state[other].shape == state[name].shape and torch.equal(state[other], state[name])]
+        if not equals:
+            raise GraphError(f"the exporter lost the parameter {name}; this is a bug of difffeat with this version of torch ({torch.__version__})")
+        found[name] = min(equals)
+    return found
 
 
 def strip(model: Any) -> None:
@@ -185,7 +197,7 @@ def _exported(spec: GraphSpec) -> Any:
             verbose=False,
         )
     if program is None:
-        raise RuntimeError(f"torch.onnx.export returned nothing: {spoken.getvalue()}")
+        raise GraphError(f"torch.onnx.export returned nothing: {spoken.getvalue()}")
     return program
 
 

@@ -23,6 +23,11 @@ class NoiseLevel:
     sigma: float
     log_snr: float
 
+    @classmethod
+    def from_log_snr(cls, t: float, log_snr: float) -> NoiseLevel:
+        """α² = sigmoid(log-SNR), σ² = sigmoid(−log-SNR)."""
+        return cls(float(t), float(np.sqrt(1.0 / (1.0 + np.exp(-log_snr)))), float(np.sqrt(1.0 / (1.0 + np.exp(log_snr)))), float(log_snr))
+
 
 def dit_noise_level(t: float) -> NoiseLevel:
     """DiT: β = linspace(1e-4, 0.02, 1000), ᾱ_t = Π(1−β), α² = ᾱ_t (Ho et al. 2020; Peebles & Xie 2023).
@@ -64,9 +69,7 @@ class PlaidSchedule:
 
     def noise_level(self, t: float) -> NoiseLevel:
         """α² = sigmoid(−γ), σ² = sigmoid(γ)."""
-        gamma = self.gamma(t)
-        alpha, sigma = np.sqrt(1.0 / (1.0 + np.exp(gamma))), np.sqrt(1.0 / (1.0 + np.exp(-gamma)))
-        return NoiseLevel(float(t), float(alpha), float(sigma), -gamma)
+        return NoiseLevel.from_log_snr(t, -self.gamma(t))
 
     def _shape(self, t: float) -> float:
         hidden = np.tanh((t - 0.5) * _softplus(self.w1[:, 0]) + self.b1)

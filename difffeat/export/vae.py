@@ -48,17 +48,14 @@ class VaeEncoder(nn.Module):
         return self.mean(self.encoder(x_B3HW))
 
 
-def build_encoder(config: Mapping[str, Any], tensors: Mapping[str, Tensor], scaling_factor: float, shift_factor: float | None) -> VaeEncoder:
-    """The encoder with weights in diffusers' layout (`encoder.*`, `quant_conv.*`)."""
-    model = VaeEncoder(config)
-    own = model.encoder.state_dict()
-    for name, target in own.items():
+def fill_encoder(model: VaeEncoder, tensors: Mapping[str, Tensor], scaling_factor: float, shift_factor: float | None) -> None:
+    """Fill the encoder from a state dict in diffusers' layout (`encoder.*`, `quant_conv.*`)."""
+    for name, target in model.encoder.state_dict().items():
         source = tensors[f"encoder.{name}"]
         target.copy_(source.T if isinstance(_owner(model.encoder, name), Affine) and source.ndim == 2 else source)
     weight, bias = _mean_projection(tensors, model.channels)
     model.mean.weight.copy_(weight * scaling_factor)
     model.mean.bias.copy_((bias - (shift_factor or 0.0)) * scaling_factor)  # type: ignore[union-attr]
-    return model
 
 
 def downsampling(config: Mapping[str, Any]) -> int:

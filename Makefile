@@ -1,0 +1,35 @@
+# make quickstart   the whole method on digit scenes: weights -> graphs -> features -> probes -> fusion -> report.html
+# make test         the test suite (offline, no GPU)
+# make lint         ruff and pyright
+# make full-size    DiT-XL/2 and Plaid 1B at full size, random weights: export, parity, speed (about 24 GiB of memory)
+
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: setup quickstart test lint full-size clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+quickstart: setup
+	$(BIN)/difffeat quickstart --output quickstart-out
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+full-size: setup
+	$(BIN)/python -m difffeat.benchmarks.full_size --output full-size-out
+	$(BIN)/python -m pytest -m slow
+
+clean:
+	rm -rf .venv quickstart-out full-size-out

@@ -1,0 +1,92 @@
+"""Graphs in eager PyTorch, on CPU or CUDA: the folded module rebuilt from the recipe, its weights read back out of the ONNX file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from difffeat.engines.artifact import Artifact, load_proto, read_initializers, read_specs
+from difffeat.engines.base import check_feeds
+from difffeat.errors import ConfigError, EngineError, ForeignGraph, MissingExtra, OutOfMemory, ProviderMissing
+
+
+class TorchEngine:
+    """`Engine` over the folded torch module.
+
+    **Arguments:** as for `OrtEngine`; `threads` sets torch's threads for the whole process while the engine runs.
+
+    Raises MissingExtra, ProviderMissing, ForeignGraph (weights that do not fit the recipe).
+    """
+
+    name = "torch"
+
+    def __init__(self, artifact: Artifact, graph: Path, *, device: str = "cpu", threads: int | None = None) -> None:
+        torch = _import_torch()
+        from difffeat.export.assemble import build_module
+
+        self._torch, self._threads = torch, threads
+        self.device = _checked_device(torch, device)
+        self.recipe, self.precision, self.digest = artifact.recipe, artifact.recipe.precision, artifact.digest
+        self.inputs, self.outputs = read_specs(load_proto(graph))
+        self._module = build_module(artifact.recipe, latents=graph != artifact.graph)
+        _load(self._module, read_initializers(graph), graph)
+        self._module.to(self.device)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._module = None
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """See `Engine.run`."""
+        if self._module is None:
+            raise EngineError("this engine is closed. Open it again with open_engine(...).")
+        check_feeds(self.inputs, feeds)
+        torch, before = self._torch, self._torch.get_num_threads()
+        try:
+            torch.set_num_threads(self._threads or before)
+            with torch.inference_mode():
+                tensors = {name: torch.tensor(array, device=self.device) for name, array in feeds.items()}
+                results = self._module(**tensors)
+                return {name: result.float().cpu().numpy() for name, result in zip(self.outputs, results, strict=True)}
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemory(f"{self.device} is out of memory ({error}). Finished shards are kept; use a smaller --batch-size.") from error
+        finally:
+            torch.set_num_threads(before)
+
+
+def _load(module: Any, weights: Mapping[str, np.ndarray], graph: Path) -> None:
+    """Copy the graph's initializers into the module; every parameter must be there with its shape."""
+    torch = _import_torch()
+    with torch.no_grad():
+        for name, target in module.state_dict().items():
+            if name not in weights or tuple(weights[name].shape) != tuple(target.shape):
+                found = list(weights[name].shape) if name in weights else "nothing"
+                raise ForeignGraph(f"{graph}: the recipe wants {name} of shape {list(target.shape)}, the graph has {found}. Export it again.")
+            target.copy_(torch.tensor(np.asarray(weights[name])))
+
+
+def _import_torch() -> Any:
+    try:
+        import torch
+    except ImportError:
+        raise MissingExtra("torch", "export", "The engine 'torch'") from None
+    return torch
+
+
+def _checked_device(torch: Any, device: str) -> str:
+    kind, _, number = device.partition(":")
+    if kind not in ("cpu", "cuda") or (number and not (kind == "cuda" and number.isdigit())):
+        raise ConfigError(f"device must be cpu, cuda or cuda:<n>, got {device!r}")
+    if kind == "cpu":
+        return "cpu"
+    if not torch.cuda.is_available() or int(number or 0) >= torch.cuda.device_count():
+        raise ProviderMissing(f"{device} was asked for, but torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices. Pass --device cpu.")
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    return f"cuda:{number or 0}"

@@ -1,0 +1,107 @@
+"""Graphs in ONNX Runtime. The provider that really runs is checked: asked for a GPU and given a CPU is an error, never a slow surprise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from difffeat.engines.artifact import Artifact, load_proto, read_specs
+from difffeat.engines.base import check_feeds
+from difffeat.errors import ConfigError, EngineError, MissingExtra, OutOfMemory, ProviderMissing
+
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_MEMORY_WORDS = ("failed to allocate", "out of memory", "bad_alloc", "bad allocation")
+
+
+class OrtEngine:
+    """`Engine` over an ONNX Runtime session.
+
+    **Arguments:** `artifact`; `graph` the file to run; `device` `cpu`, `cuda` or `cuda:<n>`; `threads` for one operator (None: the runtime's choice).
+
+    Raises MissingExtra, ProviderMissing, EngineError (the runtime refuses the graph).
+    """
+
+    name = "ort"
+
+    def __init__(self, artifact: Artifact, graph: Path, *, device: str = "cpu", threads: int | None = None) -> None:
+        runtime = import_onnxruntime()
+        self.recipe, self.precision = artifact.recipe, artifact.recipe.precision
+        self.digest = artifact.digest
+        self.inputs, self.outputs = read_specs(load_proto(graph))
+        provider, options = provider_for(device)
+        available = runtime.get_available_providers()
+        if provider not in available:
+            raise ProviderMissing(
+                f"{provider} was asked for (device {device}), but this onnxruntime offers {', '.join(available)}. "
+                "Install difffeat[gpu] in place of difffeat[cpu], or pass --device cpu."
+            )
+        self._runtime = runtime
+        self._session = self._open(graph, provider, options, threads)
+        self.device = self._true_device(provider, options)
+
+    def _open(self, graph: Path, provider: str, options: dict[str, str], threads: int | None) -> Any:
+        settings = self._runtime.SessionOptions()
+        settings.log_severity_level = 3
+        if threads is not None:
+            settings.intra_op_num_threads = threads
+        try:
+            session = self._runtime.InferenceSession(str(graph), settings, providers=[(provider, options)])
+        except Exception as error:  # the runtime's exception classes share no base
+            raise _translated(error, f"ONNX Runtime cannot open {graph}") from error
+        session.disable_fallback()
+        return session
+
+    def _true_device(self, provider: str, options: dict[str, str]) -> str:
+        running = self._session.get_providers()
+        if running[0] != provider:
+            raise ProviderMissing(
+                f"{provider} was asked for, but the session runs on {running[0]}: the driver or a CUDA library is missing. "
+                "Run nvidia-smi, see the README on GPUs, or pass --device cpu."
+            )
+        return "cpu" if provider == _PROVIDERS["cpu"] else f"cuda:{options.get('device_id', '0')}"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._session = None
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """See `Engine.run`."""
+        if self._session is None:
+            raise EngineError("this engine is closed. Open it again with open_engine(...).")
+        check_feeds(self.inputs, feeds)
+        names = list(self.outputs)
+        try:
+            results = self._session.run(names, dict(feeds))
+        except Exception as error:  # the runtime's exception classes share no base
+            raise _translated(error, "ONNX Runtime failed") from error
+        return {name: np.asarray(result, np.float32) for name, result in zip(names, results, strict=True)}
+
+
+def import_onnxruntime() -> Any:
+    """The onnxruntime package, or MissingExtra."""
+    try:
+        import onnxruntime
+    except ImportError:
+        raise MissingExtra("onnxruntime", "cpu", "The engine 'ort'") from None
+    return onnxruntime
+
+
+def provider_for(device: str) -> tuple[str, dict[str, str]]:
+    """Provider and its options for a device."""
+    kind, _, number = device.partition(":")
+    if kind not in _PROVIDERS or (number and not (kind == "cuda" and number.isdigit())):
+        raise ConfigError(f"device must be cpu, cuda or cuda:<n>, got {device!r}")
+    return _PROVIDERS[kind], {"device_id": number or "0", "use_tf32": "0"} if kind == "cuda" else {}
+
+
+def _translated(error: Exception, what: str) -> EngineError:
+    text = str(error)
+    if isinstance(error, MemoryError) or any(word in text.lower() for word in _MEMORY_WORDS):
+        return OutOfMemory(f"{what}: out of memory. Finished shards are kept; run again with a smaller --batch-size and --overwrite, or on a larger device.")
+    return EngineError(f"{what}: {text}")
