@@ -1,0 +1,293 @@
+"""The command line: parses, calls one function per verb, prints. No logic lives here.
+
+Every option can also be set as an environment variable DIFFFEAT_<OPTION>, or in a TOML file given by --config (tables named after the verbs).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from difffeat.errors import ConfigError, DifffeatError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, help="Features from diffusion transformers.")
+bench_app = typer.Typer(no_args_is_help=True, help="Measured claims: every speed figure comes from here.")
+store_app = typer.Typer(no_args_is_help=True, help="Look into a feature store and check it.")
+app.add_typer(bench_app, name="bench")
+app.add_typer(store_app, name="store")
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+EngineName = Annotated[str, typer.Option(help="ort, torch (trt and rtx come with the next release).")]
+Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:<n>.")]
+Threads = Annotated[int | None, typer.Option(help="Threads of the engine; default: the runtime's choice.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+Output = Annotated[Path | None, typer.Option("-o", "--output", help="Where to write.")]
+
+
+@app.callback()
+def root(
+    context: typer.Context,
+    config: Annotated[Path | None, typer.Option(help="TOML file with options, in tables named after the verbs.")] = None,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+) -> None:
+    """Truncate, fold, export; stream features into a store; probe, fuse and search."""
+    if version:
+        from difffeat import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+    if config is not None:
+        context.default_map = read_config(config)
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Option("-m", "--model", help="dit, plaid, dit-digits, plaid-digits, or a geometry such as dit-b-4-256.")],
+    weights: Annotated[str | None, typer.Option(help="File, folder, hub id, or random (for timing).")] = None,
+    vae: Annotated[str | None, typer.Option(help="Autoencoder: folder or hub id. Default: stabilityai/sd-vae-ft-ema.")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="tokenizer.json of a text model.")] = None,
+    blocks: Annotated[str | None, typer.Option(help="Blocks to tap, e.g. 12, 4,8,12 or all; block k is the stream after k blocks.")] = None,
+    timestep: Annotated[str | None, typer.Option("-t", "--timestep", help="Timestep; for --graph sweep a list such as 0,10,30.")] = None,
+    graph: Annotated[str | None, typer.Option(help="image, latents, from-latents, sweep, text (or denoiser, later).")] = None,
+    noising: Annotated[str | None, typer.Option(help="random, constant or mean. Default: random for images, mean for text.")] = None,
+    noise_seed: Annotated[int, typer.Option(help="Seed of the baked-in noise of --noising constant.")] = 0,
+    label: Annotated[int | None, typer.Option(help="Class label of a DiT; default: its null label.")] = None,
+    pooling: Annotated[str, typer.Option(help="mean, max, grid or tokens.")] = "mean",
+    dtype: Annotated[str, typer.Option(help="fp32 (fp16 and bf16 come with the next release).")] = "fp32",
+    heads: Annotated[int | None, typer.Option(help="Attention heads, for geometries that were never published.")] = None,
+    timestep_embedding: Annotated[str, typer.Option(help="original, or diffusers for weights trained with that library's formula.")] = "original",
+    revision: Annotated[str | None, typer.Option(help="Revision of a hub id.")] = None,
+    sha256: Annotated[str | None, typer.Option(help="Refuse the weights file unless it has this digest.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of --weights random.")] = 0,
+    output: Output = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Write the truncated, folded graph of a backbone as ONNX, and check it against the unfolded network."""
+    from difffeat.workflows.commands import run_export
+
+    report = run_export(
+        model, weights, vae=vae, tokenizer=tokenizer, blocks=blocks, timestep=timestep, graph=graph, noising=noising, noise_seed=noise_seed, label=label,
+        pooling=pooling, dtype=dtype, heads=heads, timestep_embedding=timestep_embedding, revision=revision, sha256=sha256, seed=seed, output=output,
+        overwrite=overwrite, say=_say(as_json),
+    )  # fmt: skip
+    _emit(report, as_json)
+
+
+@app.command()
+def extract(
+    artifact: Annotated[Path | None, typer.Argument(help="Folder written by difffeat export; default: the newest under artifacts/.")] = None,
+    source: Annotated[str | None, typer.Argument(help="Folder of images, CSV, JSONL, Parquet, or COCO JSON.")] = None,
+    output: Output = None,
+    engine: EngineName = "ort",
+    device: Device = "cpu",
+    threads: Threads = None,
+    batch_size: Annotated[int, typer.Option(help="Samples in a batch; part of the store's identity.")] = 32,
+    shard_size: Annotated[int, typer.Option(help="Rows in a shard.")] = 1024,
+    num_workers: Annotated[int | None, typer.Option(help="Threads that decode; default: the number of cores.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
+    draws: Annotated[int, typer.Option(help="Noise draws to average.")] = 1,
+    preprocess: Annotated[str, typer.Option(help="center (crop) or squash (keeps what lies at the edges).")] = "center",
+    captions: Annotated[str, typer.Option(help="joined (all captions of a sample) or first.")] = "joined",
+    truncate: Annotated[bool, typer.Option("--truncate", help="Cut captions that are too long instead of setting them aside.")] = False,
+    store_dtype: Annotated[str, typer.Option(help="fp16 or fp32.")] = "fp16",
+    latents: Annotated[Path | None, typer.Option(help="Latent cache: the store of a --graph latents artifact.")] = None,
+    images: Annotated[Path | None, typer.Option(help="COCO: folder of the images.")] = None,
+    coco_captions: Annotated[Path | None, typer.Option(help="COCO: captions JSON beside the instances JSON given as SOURCE.")] = None,
+    max_bad_fraction: Annotated[float, typer.Option(help="Stop when more than this share of samples is bad.")] = 0.5,
+    executor: Annotated[str, typer.Option(help="local (ray comes with a later release).")] = "local",
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Stream samples through a graph into a feature store. Stopped or killed, the same command goes on where it was."""
+    from difffeat.workflows.commands import run_extract
+
+    result = run_extract(
+        artifact, source, output, engine=engine, device=device, threads=threads, batch_size=batch_size, shard_size=shard_size, num_workers=num_workers,
+        seed=seed, draws=draws, preprocess=preprocess, captions=captions, truncate=truncate, store_dtype=store_dtype, latents=latents, images=images,
+        coco_captions=coco_captions, max_bad_fraction=max_bad_fraction, executor=executor, overwrite=overwrite, say=_say(as_json),
+    )  # fmt: skip
+    _emit(result, as_json)
+    raise typer.Exit(result["exit_code"])
+
+
+@app.command()
+def probe(
+    store: Annotated[Path, typer.Argument(help="Feature store to train on.")],
+    validation: Annotated[Path | None, typer.Option(help="Store to select on; default: a seeded fifth of the training store.")] = None,
+    test: Annotated[Path | None, typer.Option(help="Store to report on; read once.")] = None,
+    taps: Annotated[str | None, typer.Option(help="Taps such as b12/t30, separated by commas; default: all.")] = None,
+    method: Annotated[str, typer.Option(help="adam (the paper's), ridge or logistic.")] = "adam",
+    seed: Annotated[int, typer.Option(help="Seed of the split and of the training order.")] = 0,
+    output: Output = None,
+    as_json: Json = False,
+) -> None:
+    """Train linear probes on a store, tap by tap."""
+    from difffeat.workflows.probing import run_probe
+
+    _emit(run_probe(store, validation=validation, test=test, taps=taps, method=method, seed=seed, output=output), as_json)
+
+
+@app.command()
+def fuse(
+    image_store: Annotated[Path, typer.Argument(help="Image features to train on.")],
+    text_store: Annotated[Path, typer.Argument(help="Text features of the same samples.")],
+    image_tap: Annotated[str | None, typer.Option(help="Image tap; needed when the store has several.")] = None,
+    text_tap: Annotated[str | None, typer.Option(help="Text tap; needed when the store has several.")] = None,
+    test_image: Annotated[Path | None, typer.Option(help="Image store to report on; read once. Default: a seeded fifth of the training rows.")] = None,
+    test_text: Annotated[Path | None, typer.Option(help="Text store to report on.")] = None,
+    fusion: Annotated[str, typer.Option(help="add (the paper's) or concat.")] = "add",
+    width: Annotated[int, typer.Option(help="Shared width of the projections.")] = 512,
+    seed: Annotated[int, typer.Option(help="Seed of the split and of the training.")] = 0,
+    output: Output = None,
+    as_json: Json = False,
+) -> None:
+    """Train a fused classifier on image and text features joined by sample id."""
+    from difffeat.workflows.probing import run_fuse
+
+    result = run_fuse(
+        image_store, text_store, image_tap=image_tap, text_tap=text_tap, test_image=test_image, test_text=test_text, fusion=fusion, width=width, seed=seed,
+        output=output,
+    )  # fmt: skip
+    _emit(result, as_json)
+
+
+@app.command()
+def search(
+    image_store: Annotated[Path, typer.Argument(help="Image store with many taps (from --graph sweep).")],
+    text_store: Annotated[Path, typer.Argument(help="Text store with many taps.")],
+    strategy: Annotated[str, typer.Option(help="local (Algorithm 1 of the paper), grid or halving.")] = "local",
+    neighbourhood: Annotated[int, typer.Option(help="Grid steps around each peak, for local.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of the selection split.")] = 0,
+    output: Output = None,
+    as_json: Json = False,
+) -> None:
+    """Find the best pair of image and text taps, with the full trace."""
+    from difffeat.workflows.probing import run_search
+
+    _emit(run_search(image_store, text_store, strategy=strategy, neighbourhood=neighbourhood, seed=seed, output=output), as_json)
+
+
+@app.command()
+def inspect(path: Annotated[Path, typer.Argument(help="Artifact or feature store.")], as_json: Json = False) -> None:
+    """Recipe, taps, shapes and sizes of an artifact or a store."""
+    from difffeat.workflows.inspecting import run_inspect
+
+    _emit(run_inspect(path), as_json)
+
+
+@app.command()
+def quickstart(
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for graphs, features and report.html.")] = Path("quickstart-out"),
+    full: Annotated[bool, typer.Option("--full", help="The whole grid and three noise seeds throughout.")] = False,
+    as_json: Json = False,
+) -> None:
+    """The whole method on digit scenes with the bundled weights: export, extract, grid, search, fuse, report."""
+    from difffeat.workflows.quickstart import run_quickstart
+
+    _emit(run_quickstart(output, full=full, say=_say(as_json)), as_json)
+
+
+@bench_app.command("throughput")
+def bench_throughput(
+    model: Annotated[str, typer.Option("-m", "--model", help="As for export.")] = "dit-digits",
+    weights: Annotated[str | None, typer.Option(help="As for export; random for timing.")] = None,
+    vae: Annotated[str | None, typer.Option(help="As for export.")] = None,
+    block: Annotated[int | None, typer.Option(help="Block to truncate at; default: the paper's relative depth.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Samples in a batch.")] = 8,
+    repeats: Annotated[int, typer.Option(help="Timed rounds; every round runs each candidate once.")] = 7,
+    threads: Annotated[int, typer.Option(help="Threads, the same for every candidate.")] = 2,
+    output: Output = None,
+    as_json: Json = False,
+) -> None:
+    """Pixels (or tokens) to features: eager with a hook, eager truncated, and our graph, side by side in one run."""
+    from difffeat.benchmarks.throughput import run_throughput
+
+    result = run_throughput(
+        model, weights, vae=vae, block=block, batch_size=batch_size, repeats=repeats, threads=threads, output=output, say=_say(as_json)
+    )
+    _emit(result, as_json)
+
+
+@store_app.command("info")
+def store_info(path: Annotated[Path, typer.Argument(help="Feature store.")], as_json: Json = False) -> None:
+    """The same as inspect."""
+    from difffeat.workflows.inspecting import run_inspect
+
+    _emit(run_inspect(path), as_json)
+
+
+@store_app.command("verify")
+def store_verify(path: Annotated[Path, typer.Argument(help="Feature store.")], as_json: Json = False) -> None:
+    """Hash every file again and name each one that is not what its receipt says."""
+    from difffeat.workflows.inspecting import run_verify_store
+
+    _emit(run_verify_store(path), as_json)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Options from TOML, for click's default map: tables are verbs; keys may be written with dashes."""
+    import tomllib
+
+    try:
+        data = tomllib.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"--config {path} cannot be read: {error}") from None
+
+    def names(table: dict[str, Any]) -> dict[str, Any]:
+        return {key.replace("-", "_"): names(value) if isinstance(value, dict) else value for key, value in table.items()}
+
+    return names(data)
+
+
+def _say(quiet: bool) -> Any:
+    """Progress goes to standard error, so that standard output stays clean for results."""
+
+    def say(message: str, end: str = "\n") -> None:
+        if not quiet:
+            sys.stderr.write(message + end)
+            sys.stderr.flush()
+
+    return say
+
+
+def _emit(result: dict[str, Any], as_json: bool) -> None:
+    """Print a result: its `text`, or all of it but the text as JSON."""
+    if as_json:
+        typer.echo(json.dumps({key: value for key, value in result.items() if key != "text"}, indent=2, sort_keys=True, default=str))
+    else:
+        typer.echo(result["text"])
+
+
+def command() -> Any:
+    """The click command, each option also settable as DIFFFEAT_<OPTION>."""
+    built = typer.main.get_command(app)
+    pending: list[Any] = [built]
+    while pending:
+        current = pending.pop()
+        pending.extend(getattr(current, "commands", {}).values())
+        for parameter in current.params:
+            if parameter.param_type_name == "option" and parameter.envvar is None:
+                name = max(parameter.opts, key=len).lstrip("-").replace("-", "_").upper()
+                parameter.envvar = f"DIFFFEAT_{name}"
+    return built
+
+
+def main() -> None:
+    """Entry point: errors of ours end with their message and exit code, never with a traceback."""
+    try:
+        command()(standalone_mode=True)
+    except DifffeatError as error:
+        sys.stderr.write(f"difffeat: {type(error).__name__}: {error}\n")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.stderr.write("difffeat: stopped.\n")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,174 @@
+"""Plaid checkpoints: four state dicts in one folder, or one safetensors file with their names as prefixes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from difffeat.errors import CheckpointMismatch, CheckpointNotFound
+from difffeat.export.plaid import HEAD_DIM, rotary_inverse_frequencies
+from difffeat.export.safe_files import check_keys, draw, read_tensors, tensors_digest, upcast
+
+PARTS = ("noise_schedule", "gamma_bounds", "embedding_matrix", "model")
+ROTARY = "model.rotary_emb.inv_freq"
+SCHEDULE_WIDTH = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlaidConfig:
+    """Geometry of a Plaid. Heads are of 64 at every size; `width_base` is the width at which the head's multiplier is 1."""
+
+    name: str
+    depth: int
+    width: int
+    vocab: int
+    embed_dim: int = 16
+    width_base: int = 256
+    max_length: int = 1024
+
+
+@dataclass(frozen=True)
+class PlaidWeights:
+    """Tensors named `<state dict>.<key>`, float32."""
+
+    config: PlaidConfig
+    tensors: Mapping[str, Tensor]
+    digest: str
+    origin: str = "file"
+
+
+PLAID_1B = PlaidConfig(name="plaid-1b", depth=24, width=2048, vocab=32768)
+
+
+def load_plaid(path: str | Path, *, name: str | None = None, sha256: str | None = None, max_length: int = 1024) -> PlaidWeights:
+    """Load a Plaid from its folder (`noise_schedule`, `gamma_bounds`, `embedding_matrix`, `model`; .pt or .safetensors), or one prefixed safetensors file.
+
+    `sha256` pins `model.*`, or the one file. Raises CheckpointNotFound, CheckpointMismatch, UntrustedFile.
+    """
+    place = Path(path).expanduser()
+    if not place.exists():
+        raise CheckpointNotFound(f"{place} does not exist. Pass --weights FOLDER with Plaid's four files ({', '.join(f'{p}.pt' for p in PARTS)}).")
+    tensors = upcast(_read_folder(place, sha256) if place.is_dir() else read_tensors(place, sha256=sha256))
+    _check_rotary(tensors.pop(ROTARY, None), str(place))
+    config = infer_config(tensors, str(place), name, max_length)
+    check_keys(tensors, expected_shapes(config), str(place))
+    return PlaidWeights(config, tensors, tensors_digest(tensors))
+
+
+def _read_folder(folder: Path, sha256: str | None) -> dict[str, Tensor]:
+    if (folder / "plaid.safetensors").is_file():
+        return read_tensors(folder / "plaid.safetensors", sha256=sha256)
+    tensors: dict[str, Tensor] = {}
+    for part in PARTS:
+        candidates = [folder / f"{part}{suffix}" for suffix in (".safetensors", ".pt")]
+        path = next((candidate for candidate in candidates if candidate.is_file()), None)
+        if path is None:
+            raise CheckpointMismatch(f"{folder} lacks {part}.pt (or .safetensors); Plaid needs {', '.join(PARTS)}.")
+        read = read_tensors(path, sha256=sha256 if part == "model" else None)
+        tensors |= {f"{part}.{key}": tensor for key, tensor in read.items()}
+    return tensors
+
+
+def _check_rotary(found: Tensor | None, what: str) -> None:
+    """The stored rotary frequencies are a buffer that we compute ourselves; another base would be another model."""
+    if found is None:
+        return
+    expected = torch.tensor(rotary_inverse_frequencies(), dtype=torch.float32)
+    if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-3):
+        raise CheckpointMismatch(f"{what}: rotary_emb.inv_freq is not 10000^(-2i/64); this is no published Plaid.")
+
+
+def infer_config(tensors: Mapping[str, Tensor], what: str, name: str | None, max_length: int) -> PlaidConfig:
+    """The geometry, from the shapes."""
+    needed = ("embedding_matrix.matrix", "model.output_linear.weight", "model.blocks.0.attn_qkv.weight")
+    if missing := [key for key in needed if key not in tensors]:
+        raise CheckpointMismatch(f"{what} is no Plaid checkpoint: it lacks {', '.join(missing)}.")
+    try:
+        vocab, embed_dim = tensors["embedding_matrix.matrix"].shape
+        _, width = tensors["model.output_linear.weight"].shape
+        depth = 1 + max(int(key.split(".")[2]) for key in tensors if key.startswith("model.blocks."))
+    except ValueError:
+        raise CheckpointMismatch(f"{what}: its tensors do not have Plaid's number of dimensions.") from None
+    if width % HEAD_DIM:
+        raise CheckpointMismatch(f"{what}: the width {width} is no multiple of {HEAD_DIM}, the size of a head.")
+    published = (depth, width, vocab, embed_dim) == (PLAID_1B.depth, PLAID_1B.width, PLAID_1B.vocab, PLAID_1B.embed_dim)
+    chosen = name or (PLAID_1B.name if published else f"plaid-{depth}x{width}")
+    return PlaidConfig(name=chosen, depth=depth, width=width, vocab=vocab, embed_dim=embed_dim, max_length=max_length)
+
+
+def expected_shapes(config: PlaidConfig) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the four state dicts, prefixed."""
+    d, e, v, h = config.width, config.embed_dim, config.vocab, SCHEDULE_WIDTH
+    shapes: dict[str, tuple[int, ...]] = {
+        "noise_schedule.W1": (h, 1),
+        "noise_schedule.b1": (h,),
+        "noise_schedule.W2": (1, h),
+        "gamma_bounds.gamma_0": (),
+        "gamma_bounds.gamma_1": (),
+        "embedding_matrix.matrix": (v, e),
+        "model.input_linear.weight": (d, e),
+        "model.selfcond_linear.weight": (d, e),
+        "model.gamma_linear.weight": (d, 64),
+        "model.output_norm.weight": (d,),
+        "model.output_linear.weight": (v, d),
+        "model.output_linear.bias": (v,),
+    }
+    for index in range(config.depth):
+        block = f"model.blocks.{index}"
+        shapes |= {
+            f"{block}.rmsnorm1.weight": (d,),
+            f"{block}.attn_qkv.weight": (3 * d, d),
+            f"{block}.attn_out.weight": (d, d),
+            f"{block}.rmsnorm2.weight": (d,),
+            f"{block}.mlp.fc1.weight": (4 * d, d),
+            f"{block}.mlp.fc2.weight": (d, 4 * d),
+        }
+    return shapes
+
+
+def random_plaid(config: PlaidConfig, seed: int = 0) -> PlaidWeights:
+    """Every tensor drawn at random, in published shapes; the γ bounds at their initial −3 and 6."""
+    tensors = {}
+    for name, shape in expected_shapes(config).items():
+        if name.startswith("gamma_bounds"):
+            tensors[name] = torch.tensor(-3.0 if name.endswith("0") else 6.0)
+        elif "norm" in name:
+            tensors[name] = draw(name, shape, seed, mean=1.0, std=0.1)
+        else:
+            tensors[name] = draw(name, shape, seed, std=1.0 if len(shape) < 2 or "noise_schedule" in name or "matrix" in name else None)
+    return PlaidWeights(config, tensors, tensors_digest(tensors), f"random:{seed}")
+
+
+def save_plaid(weights: PlaidWeights, folder: Path) -> None:
+    """Write the four published `.pt` files, the rotary buffer included."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for part in PARTS:
+        state = {name.removeprefix(f"{part}."): tensor for name, tensor in weights.tensors.items() if name.startswith(f"{part}.")}
+        if part == "model":
+            state["rotary_emb.inv_freq"] = torch.tensor(rotary_inverse_frequencies(), dtype=torch.float32)
+        torch.save(state, folder / f"{part}.pt")
+
+
+def load_tokenizer_file(path: str | Path, *, vocab: int | None = None) -> bytes:
+    """The bytes of a `tokenizer.json`, checked to open and to fit the vocabulary.
+
+    Raises CheckpointNotFound, CheckpointMismatch.
+    """
+    from tokenizers import Tokenizer
+
+    place = Path(path).expanduser()
+    if not place.is_file():
+        raise CheckpointNotFound(f"{place} does not exist. Pass --tokenizer FILE (for Plaid 1B: owt2_tokenizer.json, which comes with the weights).")
+    content = place.read_bytes()
+    try:
+        tokenizer = Tokenizer.from_str(content.decode())
+    except Exception as error:  # tokenizers raises bare Exception
+        raise CheckpointMismatch(f"{place} is no tokenizer that the tokenizers library reads ({error}).") from None
+    size = tokenizer.get_vocab_size()
+    if vocab is not None and size > vocab:
+        raise CheckpointMismatch(f"{place} has {size} tokens, the model only {vocab}: it is another model's tokenizer.")
+    return content
