@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from difffeat.export.folded import DiTTrunk, PlaidTrunk
 from difffeat.export.vae import VaeEncoder
@@ -97,7 +98,7 @@ class TextGraph(nn.Module):
         self.noising, self.trunk = noising, trunk
 
     def forward(self, tokens: Tensor, lengths: Tensor, noise: Tensor | None = None) -> tuple[Tensor, ...]:
-        return self.trunk(self.noising(self.trunk.embeddings[tokens], noise), lengths)
+        return self.trunk(self.noising(F.embedding(tokens, self.trunk.embeddings), noise), lengths)
 
 
 class TextSweepGraph(nn.Module):
@@ -110,7 +111,7 @@ class TextSweepGraph(nn.Module):
     def forward(
         self, tokens: Tensor, lengths: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor, input_scale: Tensor, gamma_embedding: Tensor
     ) -> tuple[Tensor, ...]:
-        z = alpha * self.trunk.embeddings[tokens] + sigma * noise
+        z = alpha * F.embedding(tokens, self.trunk.embeddings) + sigma * noise
         return self.trunk(z * input_scale, lengths, gamma_embedding)
 
 
@@ -118,7 +119,7 @@ class MeanTextSweepGraph(TextSweepGraph):
     """tokens, lengths, alpha, input_scale, gamma_embedding -> every tap of one timestep, without noise."""
 
     def forward(self, tokens: Tensor, lengths: Tensor, alpha: Tensor, input_scale: Tensor, gamma_embedding: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
-        return self.trunk(alpha * self.trunk.embeddings[tokens] * input_scale, lengths, gamma_embedding)
+        return self.trunk(alpha * F.embedding(tokens, self.trunk.embeddings) * input_scale, lengths, gamma_embedding)
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""How the bundled weights were made: `python -m difffeat.workflows.training vae|dit|plaid`."""
+"""How the bundled weights were made: `python -m difffeat.workflows.training vae|dit|plaid|bundle`."""

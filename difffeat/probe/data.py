@@ -1,0 +1,141 @@
+"""What probes read: feature matrices in pieces, labels, and the shape of a feature store.
+
+Probes never need the whole matrix at once, and never an engine: a NumPy array, a memory map, or any object with `.shape` that gives
+ndarrays for a slice or an integer array will do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from difffeat.errors import ProbeError
+
+CHUNK_BYTES = 16 * 2**20
+"""Features are read in pieces of about this many bytes of float32."""
+
+
+@runtime_checkable
+class FeatureMatrix(Protocol):
+    """Rows of features [n, D] which need not lie in memory."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(n, D)."""
+        ...
+
+    def __getitem__(self, index: Any, /) -> Any:
+        """The rows of a slice or an integer array, as an ndarray [m, D]."""
+        ...
+
+
+class FeatureStore(Protocol):
+    """The part of `difffeat.runtime.store.Store` that probes read."""
+
+    @property
+    def taps(self) -> Sequence[str]:
+        """Names of the taps, as in `b12/t30`."""
+        ...
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """Sample ids, one a row."""
+        ...
+
+    @property
+    def valid(self) -> np.ndarray:
+        """bool [n]; False where a sample went to quarantine and its features mean nothing."""
+        ...
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """uint8 [n, C] multi-hot, or None."""
+        ...
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """Names of the C classes."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the recipe."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, tap: str, /) -> Any:
+        """The features of one tap, a `FeatureMatrix`."""
+        ...
+
+
+def matrix_shape(x: FeatureMatrix) -> tuple[int, int]:
+    """(n, D) of a feature matrix. Raises ProbeError when it is not two-dimensional or empty."""
+    shape = tuple(int(size) for size in x.shape)
+    if len(shape) != 2:
+        raise ProbeError(f"a probe needs features [n, D], got shape {list(shape)}. Extract with --pooling mean, max or grid.")
+    if 0 in shape:
+        raise ProbeError(f"there are no features to read: shape {list(shape)}")
+    return shape[0], shape[1]
+
+
+def row_count(x: FeatureMatrix, rows: np.ndarray | None) -> int:
+    """How many rows `rows` selects of `x` (all when None). Raises ProbeError when some lie outside."""
+    n, _ = matrix_shape(x)
+    if rows is None:
+        return n
+    if rows.ndim != 1 or not np.issubdtype(rows.dtype, np.integer):
+        raise ProbeError(f"rows must be a list of row numbers, got {rows.dtype} of shape {list(rows.shape)}. Use np.flatnonzero on a mask.")
+    if len(rows) == 0:
+        raise ProbeError("no rows were selected")
+    if rows.min() < 0 or rows.max() >= n:
+        raise ProbeError(f"row {int(rows.max() if rows.max() >= n else rows.min())} was asked for, but there are {n} rows of features")
+    return len(rows)
+
+
+def take(x: FeatureMatrix, rows: np.ndarray) -> np.ndarray:
+    """The features of `rows`, float32 [m, D]."""
+    return np.asarray(x[rows], np.float32)
+
+
+def row_chunks(x: FeatureMatrix, rows: np.ndarray | None = None, size: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
+    """(start, float32 [m, D]) over the selected rows, in order; `size` rows at a time, about `CHUNK_BYTES` when None.
+
+    Raises ProbeError when a feature is NaN or infinite.
+    """
+    count, (_, width) = row_count(x, rows), matrix_shape(x)
+    size = size or max(1, CHUNK_BYTES // (4 * width))
+    for start in range(0, count, size):
+        stop = min(start + size, count)
+        chunk = np.asarray(x[start:stop], np.float32) if rows is None else take(x, rows[start:stop])
+        if not np.isfinite(chunk).all():
+            bad = start + int(np.flatnonzero(~np.isfinite(chunk).all(axis=1))[0])
+            row = bad if rows is None else int(rows[bad])
+            raise ProbeError(f"the features of row {row} hold NaN or infinity. Leave out the rows where store.valid is False.")
+        yield start, chunk
+
+
+def as_multi_hot(labels: Any, name: str = "labels") -> np.ndarray:
+    """Labels as bool [n, C]. Raises ProbeError unless they are [n, C] of zeros and ones."""
+    array = np.asarray(labels)
+    if array.ndim != 2 or 0 in array.shape:
+        raise ProbeError(f"{name} must be multi-hot [n, C], got shape {list(array.shape)}")
+    if array.dtype != bool and not np.isin(array, (0, 1)).all():
+        raise ProbeError(f"{name} must be 0 or 1; found {array[~np.isin(array, (0, 1))][0]!s}")
+    return array.astype(bool)
+
+
+def one_hot(labels: Any, n_classes: int | None = None) -> np.ndarray:
+    """Multi-hot bool [n, C] as it is; class numbers int [n] become one-hot. Raises ProbeError on anything else."""
+    if labels is None:
+        raise ProbeError("there are no labels: this store was extracted from a source without them")
+    array = np.asarray(labels)
+    if array.ndim != 1:
+        return as_multi_hot(array)
+    if len(array) == 0 or not np.issubdtype(array.dtype, np.integer) or array.min() < 0:
+        raise ProbeError("labels must be multi-hot [n, C], or class numbers [n] counted from 0")
+    if n_classes is not None and array.max() >= n_classes:
+        raise ProbeError(f"label {int(array.max())} was found, but there are {n_classes} classes")
+    return np.arange(n_classes or int(array.max()) + 1) == array[:, None]

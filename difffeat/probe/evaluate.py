@@ -1,0 +1,277 @@
+"""Stores in, numbers out: splits, one probe, a grid of taps, and where the numbers are written.
+
+Results are plain JSON types with a `schema`, and each says on which split it was selected and on which it is reported.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from difffeat.errors import ConfigError, ProbeError
+from difffeat.probe.base import Probe
+from difffeat.probe.bootstrap import bootstrap_interval
+from difffeat.probe.data import FeatureMatrix, FeatureStore, as_multi_hot
+from difffeat.probe.factory import make_probe
+from difffeat.probe.metrics import THRESHOLD, multi_label_report
+from difffeat.probe.output import write_fresh
+from difffeat.probe.ridge import ALPHAS, RidgeProbe, ridge_path
+from difffeat.probe.search import Grid
+from difffeat.recipe import parse_tap
+
+SCHEMA = "difffeat-metrics/1"
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows of a store that serve as one split. `name`: train, validation or test; `source` says in words where they are from."""
+
+    name: str
+    store: FeatureStore
+    rows: np.ndarray
+    source: str
+
+    @property
+    def labels(self) -> np.ndarray:
+        """uint8 [m, C] of the rows."""
+        if self.store.labels is None:
+            raise ProbeError(f"the {self.name} store has no labels. Extract it from a source that has them.")
+        return np.asarray(self.store.labels)[self.rows]
+
+    def features(self, tap: str) -> FeatureMatrix:
+        """The store's features of a tap; select `rows` from them."""
+        return self.store[tap]
+
+
+def usable_rows(store: FeatureStore) -> np.ndarray:
+    """Rows whose sample is valid, int64 [m]. Raises ProbeError when there are none, or no labels."""
+    if store.labels is None:
+        raise ProbeError("this store has no labels, so nothing can be probed. Extract it from a source that has them.")
+    rows = np.flatnonzero(np.asarray(store.valid))
+    if len(rows) == 0:
+        raise ProbeError("this store has no valid sample. Look at difffeat store info.")
+    return rows
+
+
+def split_rows(labels: Any, *, fractions: Sequence[float] = (0.7, 0.15, 0.15), seed: int = 0) -> dict[str, np.ndarray]:
+    """Positions of train, validation and test, each int64 ascending; together every row once.
+
+    Nearly stratified: rows are grouped by their rarest class, each group is shuffled by `seed` and spread evenly over the splits.
+    Raises ProbeError when a split would be empty.
+    """
+    positive = as_multi_hot(labels)
+    if len(fractions) != 3 or min(fractions) < 0 or not np.isclose(sum(fractions), 1):
+        raise ConfigError(f"fractions must be three numbers that sum to 1, got {list(fractions)}")
+    rng = np.random.Generator(np.random.PCG64(seed))
+    frequency = positive.sum(axis=0)
+    rarest = np.where(positive, frequency, len(positive) + 1).argmin(axis=1)
+    stratum = np.where(positive.any(axis=1), rarest, positive.shape[1])
+    keys = np.empty(len(positive))
+    for value in np.unique(stratum):
+        members = rng.permutation(np.flatnonzero(stratum == value))
+        # Evenly spaced keys in (0, 1): every stretch of the sorted rows then holds each group in its share.
+        keys[members] = (np.arange(len(members)) + rng.random()) / len(members)
+    order = np.argsort(keys, kind="stable")
+    cuts = np.round(np.cumsum(fractions)[:2] * len(order)).astype(int)
+    parts = {name: np.sort(part) for name, part in zip(SPLITS, np.split(order, cuts), strict=True)}
+    for name, fraction in zip(SPLITS, fractions, strict=True):
+        if fraction > 0 and len(parts[name]) == 0:
+            raise ProbeError(f"{len(order)} rows are too few for a {name} split of {fraction:g}")
+    return parts
+
+
+def make_parts(
+    train: FeatureStore,
+    *,
+    validation: FeatureStore | None = None,
+    test: FeatureStore | None = None,
+    fractions: Sequence[float] = (0.7, 0.15, 0.15),
+    seed: int = 0,
+    allow_mixed: bool = False,
+) -> dict[str, Part]:
+    """Train, validation and test, each a store of its own where given, else a seeded share of the training store.
+
+    The shares of splits that have a store of their own go to train. Raises ProbeError when stores differ in classes or, unless
+    `allow_mixed`, in their fingerprint: such features must not meet in one probe.
+    """
+    given = {"validation": validation, "test": test}
+    rows = usable_rows(train)
+    shares = [0.0 if given[name] is not None else fractions[SPLITS.index(name)] for name in SPLITS[1:]]
+    positions = split_rows(np.asarray(train.labels)[rows], fractions=(1 - sum(shares), *shares), seed=seed)
+    parts = {}
+    for name in SPLITS:
+        own = given.get(name)
+        if own is None:
+            whole = len(positions[name]) == len(rows)
+            source = "a store of its own" if whole else f"a share of the training store, seed {seed}"
+            parts[name] = Part(name, train, rows[positions[name]], source)
+        else:
+            _check_same(train, own, name, allow_mixed)
+            parts[name] = Part(name, own, usable_rows(own), "a store of its own")
+    return parts
+
+
+def _check_same(train: FeatureStore, other: FeatureStore, name: str, allow_mixed: bool) -> None:
+    if tuple(train.classes) != tuple(other.classes):
+        raise ProbeError(f"the {name} store has other classes than the training store")
+    if train.fingerprint != other.fingerprint and not allow_mixed:
+        raise ProbeError(
+            f"the {name} store was made by another recipe ({other.fingerprint[:12]}) than the training store ({train.fingerprint[:12]}). "
+            "Extract both with the same artifact and options, or pass allow_mixed=True."
+        )
+
+
+@dataclass(frozen=True)
+class Probed:
+    """A fitted probe, its scores on the split it is reported on, and the numbers as plain JSON types."""
+
+    probe: Probe
+    labels: np.ndarray
+    scores: np.ndarray
+    result: dict[str, Any] = field(default_factory=dict)
+
+
+def probe_store(
+    store: FeatureStore,
+    tap: str,
+    *,
+    validation: FeatureStore | None = None,
+    test: FeatureStore | None = None,
+    report_on: str = "test",
+    method: str = "adam",
+    settings: Mapping[str, Any] | None = None,
+    fractions: Sequence[float] = (0.7, 0.15, 0.15),
+    seed: int = 0,
+    n_resamples: int = 1000,
+    allow_mixed: bool = False,
+) -> Probed:
+    """Fit one probe on a tap's training rows and score it on `report_on`.
+
+    **Arguments:** splits as in `make_parts`; `method` and `settings` as in `make_probe`; `seed` of splits, training and bootstrap.
+    Ridge chooses alpha on validation; the others select nothing.
+    """
+    if report_on not in SPLITS:
+        raise ConfigError(f"report_on must be one of {', '.join(SPLITS)}; got {report_on!r}")
+    parts = make_parts(store, validation=validation, test=test, fractions=fractions, seed=seed, allow_mixed=allow_mixed)
+    probe, selected_on = _fit(parts, tap, method, dict(settings or {}), seed)
+    part = parts[report_on]
+    if len(part.rows) == 0:
+        raise ProbeError(f"there are no rows to report on: give a {report_on} store, or a share above 0 in fractions")
+    scores = probe.decision_function(part.features(tap), part.rows)
+    rng = np.random.Generator(np.random.PCG64(seed))
+    interval = bootstrap_interval(part.labels, scores, rng=rng, n_resamples=n_resamples)
+    result = {
+        "schema": SCHEMA,
+        "kind": "probe",
+        "tap": tap,
+        "method": method,
+        "settings": probe.settings(),
+        "seed": seed,
+        "selected_on": selected_on,
+        "reported_on": report_on,
+        "splits": {name: {"rows": len(value.rows), "from": value.source} for name, value in parts.items()},
+        "fingerprints": {name: value.store.fingerprint for name, value in parts.items()},
+        "classes": list(store.classes),
+        "threshold": THRESHOLD,
+        "metrics": multi_label_report(part.labels, scores, probe.probabilities(scores)),
+        "interval": interval.to_dict(),
+    }
+    if isinstance(probe, RidgeProbe):
+        result["alpha"] = probe.alpha_
+    return Probed(probe, part.labels, scores, result)
+
+
+def _fit(parts: Mapping[str, Part], tap: str, method: str, settings: dict[str, Any], seed: int) -> tuple[Probe, str]:
+    train, validation = parts["train"], parts["validation"]
+    if method != "logistic":
+        settings = {"seed": seed, **settings}
+    probe, classes = make_probe(method, **settings), tuple(train.store.classes)
+    x, y = train.features(tap), train.labels
+    if not isinstance(probe, RidgeProbe):
+        return probe.fit(x, y, rows=train.rows, classes=classes), "nothing: no choice was made"
+    held = None if len(validation.rows) == 0 else (validation.features(tap), validation.labels, validation.rows)
+    fitted = probe.fit(x, y, rows=train.rows, classes=classes, validation=held)
+    return fitted, fitted.selected_on_
+
+
+@dataclass(frozen=True)
+class TapScores:
+    """mAP of a ridge probe at each tap. `values` and `alphas` float64 [blocks, timesteps], NaN where the store has no such tap."""
+
+    grid: Grid
+    values: np.ndarray
+    alphas: np.ndarray
+    evaluated_classes: int
+    rows: Mapping[str, int]
+
+    @property
+    def best(self) -> str:
+        """The tap with the highest mAP; of equal ones the smaller block, then the smaller timestep."""
+        return self.grid.taps[int(np.nanargmax(self.values))]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {
+            "schema": SCHEMA,
+            "kind": "taps",
+            "method": "ridge",
+            "selected_on": "validation",
+            "reported_on": "validation",
+            "blocks": list(self.grid.blocks),
+            "timesteps": list(self.grid.timesteps),
+            "mAP": _without_nan(self.values),
+            "alpha": _without_nan(self.alphas),
+            "evaluated_classes": self.evaluated_classes,
+            "rows": dict(self.rows),
+            "best": self.best,
+        }
+
+
+def evaluate_taps(
+    train: FeatureStore,
+    validation: FeatureStore,
+    taps: Sequence[str] | None = None,
+    *,
+    alphas: Sequence[float] = ALPHAS,
+    max_rows: int | None = None,
+    allow_mixed: bool = False,
+) -> TapScores:
+    """Ridge at every tap, fitted on one store and scored by mAP on the other, alpha chosen there too.
+
+    These numbers are for choosing a tap; report the chosen one on a test split. `taps`: all of the training store when None;
+    `max_rows`: use the first so many valid training rows only.
+    """
+    _check_same(train, validation, "validation", allow_mixed)
+    names = tuple(train.taps) if taps is None else tuple(taps)
+    grid = Grid.of_taps(names)
+    rows, held = usable_rows(train)[:max_rows], usable_rows(validation)
+    y, truth = np.asarray(train.labels)[rows], np.asarray(validation.labels)[held]
+    values, chosen = (np.full((len(grid.blocks), len(grid.timesteps)), np.nan) for _ in range(2))
+    for name in names:
+        block, t = parse_tap(name)
+        place = grid.blocks.index(block), grid.timesteps.index(t)
+        chosen[place], maps = ridge_path(train[name], y, rows=rows).choose(validation[name], truth, alphas, held)
+        values[place] = max(maps)
+    evaluated = int(truth.astype(bool).any(axis=0).sum())
+    return TapScores(grid, values, chosen, evaluated, {"train": len(rows), "validation": len(held)})
+
+
+def write_metrics(folder: str | os.PathLike[str], result: Mapping[str, Any], name: str = "metrics.json") -> Path:
+    """Write a result as JSON into `folder`; an older file stays and the new one becomes `metrics-2.json`, and so on. Returns where it
+    went."""
+    try:
+        text = json.dumps(dict(result), indent=2, sort_keys=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"these metrics are not plain JSON: {error}") from None
+    return write_fresh(Path(folder) / name, (text + "\n").encode())
+
+
+def _without_nan(values: np.ndarray) -> list[list[float | None]]:
+    return [[None if np.isnan(value) else float(value) for value in row] for row in values]

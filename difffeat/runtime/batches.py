@@ -1,0 +1,199 @@
+"""From samples to what an engine is fed: one small class per modality, all with the same shape.
+
+A feeder cuts a shard's rows into batches (`plan`), starts their preparation in the decode pool (`start`), and gives the finished inputs (`finish`).
+A sample that fails keeps its place in the batch as zeros, so that its neighbours do not shift.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from difffeat.engines.base import Engine
+from difffeat.errors import DifffeatError, SampleError
+from difffeat.runtime.latents import LatentCache
+from difffeat.runtime.preprocess import decode, read_bytes
+from difffeat.runtime.sources import Sample
+from difffeat.runtime.tokens import Captions, batches_by_length, pad_tokens
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a sample went to quarantine. `row` counts within its shard."""
+
+    row: int
+    id: str
+    stage: str
+    error: SampleError
+
+    def entry(self, first_row: int) -> dict[str, Any]:
+        """As it stands in the receipt."""
+        kind = type(self.error).__name__
+        return {"row": first_row + self.row, "id": self.id, "stage": self.stage, "error": kind, "message": str(self.error)}
+
+
+@dataclass
+class Batch:
+    """A planned batch: rows within the shard, the samples there, and the length of a text batch."""
+
+    rows: np.ndarray
+    samples: Sequence[Sample]
+    length: int = 0
+    pending: list[Future[Any]] = field(default_factory=list)
+
+
+@dataclass
+class Prepared:
+    """Inputs for the engine (without noise and timestep parameters), which of the batch's rows are good, and the digest of what was read."""
+
+    feeds: dict[str, np.ndarray]
+    good: np.ndarray
+    failures: list[Failure]
+    inputs: list[str]
+
+
+class Feeder(Protocol):
+    """What the extraction needs of a modality."""
+
+    def plan(self, samples: Sequence[Sample]) -> tuple[list[Batch], list[Failure]]:
+        """The batches of a shard, and samples that are already known to be bad."""
+        ...
+
+    def start(self, batch: Batch, pool: ThreadPoolExecutor) -> None:
+        """Begin the preparation."""
+        ...
+
+    def finish(self, batch: Batch) -> Prepared:
+        """Wait for it."""
+        ...
+
+
+class ImageFeeder:
+    """Decoded, preprocessed pixels; through the VAE's graph where the main graph takes latents."""
+
+    def __init__(self, engine: Engine, batch_size: int, preprocessing: str, latents_engine: Engine | None = None) -> None:
+        self._batch_size, self._preprocessing, self._latents = batch_size, preprocessing, latents_engine
+        self._side = int((latents_engine or engine).inputs["pixels"].shape[1])
+
+    def plan(self, samples: Sequence[Sample]) -> tuple[list[Batch], list[Failure]]:
+        return _in_order(samples, self._batch_size), []
+
+    def start(self, batch: Batch, pool: ThreadPoolExecutor) -> None:
+        batch.pending = [pool.submit(self._decode, sample) for sample in batch.samples]
+
+    def finish(self, batch: Batch) -> Prepared:
+        pixels = np.zeros((self._batch_size, self._side, self._side, 3), np.uint8)
+        prepared = Prepared({"pixels": pixels}, np.zeros(len(batch.rows), bool), [], [])
+        for index, (row, sample, future) in enumerate(zip(batch.rows, batch.samples, batch.pending, strict=True)):
+            result, digest = future.result()
+            prepared.inputs.append(digest)
+            if isinstance(result, SampleError):
+                prepared.failures.append(Failure(int(row), sample.id, "decode", result))
+            else:
+                pixels[index], prepared.good[index] = result, True
+        batch.pending = []
+        if self._latents is not None:
+            prepared.feeds = self._latents.run(prepared.feeds)
+        return prepared
+
+    def _decode(self, sample: Sample) -> tuple[np.ndarray | SampleError, str]:
+        digest = ""
+        try:
+            if sample.image is None:
+                raise SampleError("the sample has no image. Add one, or leave it out of the image store.")
+            data = read_bytes(sample.image)
+            digest = hashlib.sha256(data).hexdigest()
+            return decode(data, self._side, self._preprocessing), digest
+        except SampleError as error:
+            return error, digest
+
+
+class CachedLatentsFeeder:
+    """Clean latents out of a latent cache, by sample id."""
+
+    def __init__(self, cache: LatentCache, batch_size: int) -> None:
+        self._cache, self._batch_size = cache, batch_size
+
+    def plan(self, samples: Sequence[Sample]) -> tuple[list[Batch], list[Failure]]:
+        return _in_order(samples, self._batch_size), []
+
+    def start(self, batch: Batch, pool: ThreadPoolExecutor) -> None:
+        return
+
+    def finish(self, batch: Batch) -> Prepared:
+        latents = np.zeros((self._batch_size, *self._cache.shape), np.float32)
+        prepared = Prepared({"latents": latents}, np.zeros(len(batch.rows), bool), [], [])
+        for index, (row, sample) in enumerate(zip(batch.rows, batch.samples, strict=True)):
+            try:
+                latents[index], prepared.good[index] = self._cache.get(sample.id), True
+            except SampleError as error:
+                prepared.failures.append(Failure(int(row), sample.id, "latents", error))
+            prepared.inputs.append(self._cache.fingerprint)
+        return prepared
+
+
+class TextFeeder:
+    """Token ids in batches of like length."""
+
+    def __init__(self, captions: Captions, batch_size: int, multiple: int) -> None:
+        self._captions, self._batch_size, self._multiple = captions, batch_size, multiple
+        self._ids: dict[str, np.ndarray] = {}
+
+    def plan(self, samples: Sequence[Sample]) -> tuple[list[Batch], list[Failure]]:
+        rows, failures, ids = [], [], []
+        for row, sample in enumerate(samples):
+            try:
+                ids.append(self._captions.encode(sample))
+                rows.append(row)
+            except SampleError as error:
+                failures.append(Failure(row, sample.id, "caption", error))
+        self._ids |= {samples[row].id: own for row, own in zip(rows, ids, strict=True)}
+        if not rows:
+            return [], failures
+        kept = np.array(rows)
+        planned = batches_by_length(np.array([len(own) for own in ids]), self._batch_size, self._multiple)
+        return [Batch(kept[part], [samples[row] for row in kept[part]], length) for part, length in planned], failures
+
+    def start(self, batch: Batch, pool: ThreadPoolExecutor) -> None:
+        return
+
+    def finish(self, batch: Batch) -> Prepared:
+        ids = [self._ids.pop(sample.id) for sample in batch.samples]
+        tokens, lengths = pad_tokens(ids, self._batch_size, batch.length)
+        inputs = [hashlib.sha256(own.astype("<i8").tobytes()).hexdigest() for own in ids]
+        return Prepared({"tokens": tokens, "lengths": lengths}, np.ones(len(batch.rows), bool), [], inputs)
+
+
+def _in_order(samples: Sequence[Sample], batch_size: int) -> list[Batch]:
+    return [
+        Batch(np.arange(start, min(start + batch_size, len(samples))), samples[start : start + batch_size]) for start in range(0, len(samples), batch_size)
+    ]
+
+
+def make_feeder(
+    engine: Engine, *, batch_size: int, preprocessing: str, latents_engine: Engine | None, cache: LatentCache | None, captions: Captions | None, multiple: int
+) -> Feeder:
+    """The feeder for an engine's inputs. Raises DifffeatError when a graph that takes latents has neither a VAE nor a cache."""
+    if captions is not None:
+        return TextFeeder(captions, batch_size, multiple)
+    if "pixels" in engine.inputs:
+        return ImageFeeder(engine, batch_size, preprocessing)
+    if cache is not None:
+        return CachedLatentsFeeder(cache, batch_size)
+    if latents_engine is None:
+        raise DifffeatError("this graph takes latents, and its artifact holds no VAE: pass --latents CACHE, or export it with --vae.")
+    return ImageFeeder(engine, batch_size, preprocessing, latents_engine)
+
+
+def per_timestep(engine: Engine, table: Mapping[str, np.ndarray] | None) -> list[tuple[float | None, dict[str, np.ndarray]]]:
+    """(timestep, its parameters) for each run of a batch: one run for a graph with its timestep baked in, one for each row of a sweep's table."""
+    if table is None:
+        timesteps = engine.recipe.timesteps
+        return [(timesteps[0] if timesteps else None, {})]
+    names = [name for name in engine.inputs if name in table]
+    return [(float(t), {name: table[name][index] for name in names}) for index, t in enumerate(table["timesteps"])]

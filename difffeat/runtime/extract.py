@@ -1,0 +1,376 @@
+"""Samples through an engine into a store: exact through any number of stops, and never idle while there is something to decode."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from difffeat.engines.base import Engine
+from difffeat.errors import EXIT_OK, EXIT_QUARANTINE, ConfigError, EngineError, Interrupted, NonFiniteFeature, SourceFormatError, TooManyBadSamples
+from difffeat.recipe import Recipe, RunRecipe, tap_name
+from difffeat.runtime.batches import Batch, Failure, Feeder, Prepared, make_feeder, per_timestep
+from difffeat.runtime.files import Files
+from difffeat.runtime.latents import LatentCache
+from difffeat.runtime.manifest import Manifest, Receipt
+from difffeat.runtime.noise import noise
+from difffeat.runtime.sources import Sample, Source
+from difffeat.runtime.tokens import Captions
+from difffeat.runtime.writer import StoreWriter, sample_columns, samples_digest
+
+SHARD_BYTES = 256 << 20
+FP16_MAX = 65504.0
+PREFETCH = 3
+"""Batches that are prepared while the engine works on another."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far an extraction is. `rate` in samples/s of this run; `eta` in seconds, None before the first batch."""
+
+    done: int
+    total: int
+    quarantined: int
+    rate: float
+    eta: float | None
+
+
+@dataclass
+class Summary:
+    """What came of an extraction.
+
+    **Fields:** `rows` in the store; `quarantined` among them; `computed` and `skipped` shards; `seconds` in all; `stages` seconds the main loop spent waiting for
+    decoding, making noise, in the engine, and writing; `ignored` files the source passed over.
+    """
+
+    path: Path
+    rows: int
+    quarantined: int
+    computed: int
+    skipped: int
+    samples: int
+    seconds: float
+    stages: dict[str, float]
+    ignored: dict[str, int]
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 3 with samples in quarantine."""
+        return EXIT_QUARANTINE if self.quarantined else EXIT_OK
+
+    @property
+    def rate(self) -> float:
+        """Samples per second of what was computed in this run."""
+        return self.samples / self.seconds if self.seconds else 0.0
+
+    @property
+    def bottleneck(self) -> str:
+        """The stage that took longest."""
+        return max(self.stages, key=lambda name: self.stages[name])
+
+
+@dataclass
+class _Clock:
+    """Seconds by stage, and what progress is reported from."""
+
+    total: int
+    report: Callable[[Progress], None] | None
+    stages: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("decode", "noise", "engine", "write"), 0.0))
+    started: float = field(default_factory=time.perf_counter)
+    before: int = 0
+    done: int = 0
+    bad: int = 0
+
+    def spend(self, stage: str, since: float) -> float:
+        now = time.perf_counter()
+        self.stages[stage] += now - since
+        return now
+
+    def tick(self, rows: int) -> None:
+        self.done += rows
+        if self.report is not None:
+            rate = (self.done - self.before) / max(time.perf_counter() - self.started, 1e-9)
+            self.report(Progress(self.done, self.total, self.bad, rate, (self.total - self.done) / rate if rate else None))
+
+
+def extract(
+    engine: Engine,
+    source: Source,
+    out: str | Path,
+    *,
+    run: RunRecipe | None = None,
+    latents_engine: Engine | None = None,
+    latent_cache: Path | None = None,
+    table: Mapping[str, np.ndarray] | None = None,
+    tokenizer: Path | None = None,
+    batch_size: int = 32,
+    shard_size: int = 1024,
+    num_workers: int | None = None,
+    length_multiple: int = 8,
+    overwrite: bool = False,
+    max_bad_fraction: float = 0.5,
+    progress: Callable[[Progress], None] | None = None,
+    files: Files | None = None,
+) -> Summary:
+    """Extract every sample of a source into the store `out`; begun before, it goes on where it was.
+
+    **Arguments:** `engine` open; `run` seed, draws, preprocessing, captions, stored type; `latents_engine` the artifact's VAE graph, `latent_cache` a store of
+    latents in its place; `table` of a sweep graph; `tokenizer` of a text graph; `batch_size` and `shard_size` are part of the store's identity, `num_workers` is not.
+
+    Raises SourceFormatError (a modality is missing), StoreMismatch, StoreLocked, TooManyBadSamples, NonFiniteFeature, EngineError, Interrupted.
+    """
+    _check_options(engine, source, batch_size, shard_size, table, tokenizer)
+    run = run or RunRecipe()
+    out, recipe = Path(out), engine.recipe
+    cache = LatentCache(latent_cache, recipe, run) if latent_cache is not None else None
+    captions = None
+    if tokenizer is not None and "tokens" in engine.inputs:
+        captions = Captions(
+            tokenizer, max_length=recipe.architecture["max_length"], vocab=recipe.architecture["vocab"], protocol=run.captions, truncate=run.truncate
+        )
+    feeder = make_feeder(
+        engine,
+        batch_size=batch_size,
+        preprocessing=run.preprocessing,
+        latents_engine=latents_engine,
+        cache=cache,
+        captions=captions,
+        multiple=length_multiple,
+    )
+    columns = sample_columns(source.samples)
+    manifest = _manifest(engine, source, run, columns, batch_size, shard_size, {"length_multiple": length_multiple} if captions else {}, cache)
+    workers = num_workers or os.cpu_count() or 1
+    clock = _Clock(len(source), progress)
+    with StoreWriter(out, manifest, columns, overwrite=overwrite, files=files) as writer, ThreadPoolExecutor(workers, "decode") as pool:
+        job = _Job(engine, source.samples, run, manifest, writer, feeder, per_timestep(engine, table), max_bad_fraction, clock)
+        try:
+            receipts, skipped = job.run(pool)
+        except KeyboardInterrupt:
+            pool.shutdown(cancel_futures=True)
+            raise Interrupted(
+                f"stopped after {clock.done} of {clock.total} samples; finished shards are kept in {out}. Run the same command again to go on."
+            ) from None
+        writer.finish(receipts)
+    bad = sum(len(receipt.quarantined) for receipt in receipts)
+    seconds = time.perf_counter() - clock.started
+    return Summary(
+        out, len(source), bad, len(receipts) - skipped, skipped, clock.done - clock.before, seconds, clock.stages, dict(source.ignored)
+    )
+
+
+@dataclass
+class _Job:
+    """One extraction under way."""
+
+    engine: Engine
+    samples: Sequence[Sample]
+    recipe: RunRecipe
+    manifest: Manifest
+    writer: StoreWriter
+    feeder: Feeder
+    runs: list[tuple[float | None, dict[str, np.ndarray]]]
+    max_bad_fraction: float
+    clock: _Clock
+
+    def run(self, pool: ThreadPoolExecutor) -> tuple[list[Receipt], int]:
+        """All receipts in order, and how many were there before."""
+        receipts = [self.writer.receipt(shard) for shard in range(len(self.manifest.shards))]
+        skipped = sum(receipt is not None for receipt in receipts)
+        for receipt in receipts:
+            if receipt is not None:
+                self.clock.bad += len(receipt.quarantined)
+                self.clock.before += receipt.rows
+        self.clock.done = self.clock.before
+        self._require_few_bad()
+        pending = [shard for shard, receipt in enumerate(receipts) if receipt is None]
+        current: _Shard | None = None
+        for shard, batch in self._prefetched(pending, pool):
+            if current is None or current.number != shard.number:
+                current = shard
+            if batch is not None:
+                self._compute(current, batch)
+            if current.left == 0:
+                receipts[current.number] = self._commit(current)
+        return [receipt for receipt in receipts if receipt is not None], skipped
+
+    def _prefetched(self, pending: list[int], pool: ThreadPoolExecutor) -> Iterator[tuple[_Shard, Batch | None]]:
+        """Every batch of every pending shard in order, the next few already being decoded. A shard without any batch comes as None, once."""
+        window: deque[tuple[_Shard, Batch | None]] = deque()
+        for number in pending:
+            shard = self._plan(number)
+            for batch in shard.batches or [None]:
+                if batch is not None:
+                    self.feeder.start(batch, pool)
+                window.append((shard, batch))
+                if len(window) > PREFETCH:
+                    yield window.popleft()
+        yield from window
+
+    def _plan(self, number: int) -> _Shard:
+        start = self.manifest.first_rows[number]
+        rows = self.manifest.shards[number]
+        batches, failures = self.feeder.plan(self.samples[start : start + rows])
+        arrays = {name: np.zeros((rows, *shape), self.manifest.dtype) for name, shape in self.manifest.taps.items()}
+        return _Shard(number, start, batches, arrays, np.zeros(rows, bool), list(failures), [""] * rows, len(batches))
+
+    def _compute(self, shard: _Shard, batch: Batch) -> None:
+        now = time.perf_counter()
+        prepared = self.feeder.finish(batch)
+        now = self.clock.spend("decode", now)
+        for t, parameters in self.runs if prepared.good.any() else ():
+            total: dict[str, np.ndarray] = {}
+            for draw in range(self.recipe.draws):
+                feeds = {**prepared.feeds, **parameters}
+                if "noise" in self.engine.inputs:
+                    feeds["noise"] = self._noise(batch, prepared, t, draw)
+                now = self.clock.spend("noise", now)
+                for name, value in self.engine.run(feeds).items():
+                    total[name] = value if draw == 0 else total[name] + value
+                now = self.clock.spend("engine", now)
+            self._keep(shard, batch, prepared, t, {name: value / np.float32(self.recipe.draws) for name, value in total.items()})
+        shard.valid[batch.rows] = prepared.good
+        shard.failures += prepared.failures
+        for row, digest in zip(batch.rows, prepared.inputs, strict=True):
+            shard.inputs[row] = digest
+        shard.left -= 1
+        self.clock.spend("write", now)
+        self.clock.tick(len(batch.rows))
+
+    def _noise(self, batch: Batch, prepared: Prepared, t: float | None, draw: int) -> np.ndarray:
+        """Noise of each sample by its own key; zeros for padded rows and, in text, beyond each caption."""
+        spec = self.engine.inputs["noise"].shape
+        size = len(next(iter(prepared.feeds.values())))
+        text = "lengths" in prepared.feeds
+        shape = (batch.length, int(spec[2])) if text else tuple(int(axis) for axis in spec[1:])
+        out = np.zeros((size, *shape), np.float32)
+        for index, sample in enumerate(batch.samples):
+            own = (int(prepared.feeds["lengths"][index]), shape[1]) if text else shape
+            out[index, : own[0]] = noise(self.recipe.seed, sample.id, t or 0.0, draw, own)
+        return out
+
+    def _keep(self, shard: _Shard, batch: Batch, prepared: Prepared, t: float | None, outputs: dict[str, np.ndarray]) -> None:
+        good = np.flatnonzero(prepared.good)
+        for name, value in outputs.items():
+            tap = name if t is None else tap_name(int(name[1:]), t)
+            values = value[: len(batch.rows)][good]
+            self._check(tap, values, [batch.samples[index] for index in good])
+            shard.arrays[tap][batch.rows[good]] = values.reshape(len(good), *self.manifest.taps[tap])
+
+    def _check(self, tap: str, values: np.ndarray, samples: list[Sample]) -> None:
+        """Every feature is finite, and fits the stored type."""
+        limit = FP16_MAX if self.manifest.dtype == "float16" else np.inf
+        flat = np.abs(values.reshape(len(values), -1)).max(axis=1)
+        bad = np.flatnonzero(~(flat <= limit) | np.isinf(flat))
+        if not len(bad):
+            return
+        worst, name = flat[bad[0]], samples[bad[0]].id
+        if np.isfinite(worst):
+            raise NonFiniteFeature(f"{tap} of sample {name!r} reaches {worst:.4g}, beyond fp16's {limit:g}. Extract with --store-dtype fp32.")
+        raise NonFiniteFeature(
+            f"{tap} of sample {name!r} is not finite in engine {self.engine.name} ({self.engine.precision}). "
+            "Check the artifact's parity.json, and export with --dtype fp32."
+        )
+
+    def _commit(self, shard: _Shard) -> Receipt:
+        now = time.perf_counter()
+        failures = sorted(shard.failures, key=lambda failure: failure.row)
+        entries = [failure.entry(shard.first_row) for failure in failures]
+        inputs = hashlib.sha256("\n".join(shard.inputs).encode()).hexdigest()
+        receipt = self.writer.write_shard(shard.number, {**shard.arrays, "valid": shard.valid}, entries, inputs)
+        self.clock.spend("write", now)
+        self.clock.bad += len(entries)
+        self.clock.tick(receipt.rows - int(sum(len(batch.rows) for batch in shard.batches)))
+        self._require_few_bad()
+        return receipt
+
+    def _require_few_bad(self) -> None:
+        total = len(self.samples)
+        if self.clock.bad > self.max_bad_fraction * total or self.clock.bad == total:
+            raise TooManyBadSamples(
+                f"{self.clock.bad} of {total} samples are in quarantine, more than --max-bad-fraction {self.max_bad_fraction:g} allows. The receipts in "
+                f"{self.writer.path / 'receipts'} say why each; mend the source and pass --overwrite, or raise the limit and run again to go on."
+            )
+
+
+@dataclass
+class _Shard:
+    """A shard being filled."""
+
+    number: int
+    first_row: int
+    batches: list[Batch]
+    arrays: dict[str, np.ndarray]
+    valid: np.ndarray
+    failures: list[Failure]
+    inputs: list[str]
+    left: int
+
+
+def _check_options(
+    engine: Engine, source: Source, batch_size: int, shard_size: int, table: Mapping[str, np.ndarray] | None, tokenizer: Path | None
+) -> None:
+    if batch_size < 1 or shard_size < 1:
+        raise ConfigError(f"batch size and shard size must be at least 1, got {batch_size} and {shard_size}")
+    if "tokens" in engine.inputs:
+        if tokenizer is None:
+            raise ConfigError("a text graph needs its tokenizer.json; the artifact has lost it. Export it again.")
+        if not source.has_captions:
+            raise SourceFormatError(f"{source.name} has no captions, and this is a text graph. Put NAME.txt beside NAME.jpg, or use a manifest with 'caption'.")
+    elif not source.has_images:
+        raise SourceFormatError(f"{source.name} has no images, and this is an image graph. Use a folder of images, or a manifest with a column 'image'.")
+    if engine.recipe.kind.endswith("sweep") and table is None:
+        raise ConfigError("a sweep graph needs its table.safetensors; the artifact has lost it. Export it again.")
+
+
+def _manifest(
+    engine: Engine, source: Source, run: RunRecipe, columns: dict[str, list[Any]], batch_size: int, shard_size: int, options: dict[str, Any], cache: LatentCache | None
+) -> Manifest:
+    taps = _taps(engine)
+    row_bytes = sum(int(np.prod(shape)) for shape in taps.values()) * (2 if run.store_dtype == "fp16" else 4)
+    rows = max(1, min(shard_size, SHARD_BYTES // max(1, row_bytes)))
+    total = len(source)
+    shards = tuple(min(rows, total - start) for start in range(0, total, rows))
+    return Manifest(
+        recipe=Recipe(engine.recipe, run),
+        graph_digest=engine.digest,
+        engine={"name": engine.name, "precision": engine.precision, "device": engine.device.partition(":")[0]},
+        batch_size=batch_size,
+        rows=total,
+        samples_digest=samples_digest(columns),
+        classes=source.classes,
+        taps=taps,
+        shards=shards,
+        versions=_versions(engine),
+        options=options | ({"latent_cache": cache.fingerprint} if cache is not None else {}),
+    )
+
+
+def _taps(engine: Engine) -> dict[str, tuple[int, ...]]:
+    """Every tap and the shape of one row of it."""
+    shapes = {name: tuple(int(axis) for axis in spec.shape[1:]) for name, spec in engine.outputs.items()}
+    if any(isinstance(axis, str) for spec in engine.outputs.values() for axis in spec.shape[1:]):
+        raise EngineError("this graph's outputs vary in shape from sample to sample; the store holds fixed shapes. Export with --pooling mean or max.")
+    if engine.recipe.kind == "latents":
+        return {"latents": (int(np.prod(shapes["latents"])),)}
+    return {tap_name(block, t): shapes[f"b{block}"] for t in engine.recipe.timesteps for block in engine.recipe.blocks}
+
+
+def _versions(engine: Engine) -> dict[str, str]:
+    """Versions of the libraries that a feature's bytes depend on."""
+    runtime = {"ort": ("onnxruntime", "onnxruntime-gpu"), "torch": ("torch",)}.get(engine.name, ())
+    found = {}
+    for name in ("difffeat", "numpy", "pillow", "tokenizers", *runtime):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,138 @@
+"""Features in memory, in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from difffeat.errors import ConfigError
+from difffeat.recipe import tap_name
+from difffeat.runtime.batches import per_timestep
+from difffeat.runtime.noise import noise
+from difffeat.runtime.preprocess import decode, preprocess, read_bytes, to_rgb
+from difffeat.runtime.sources import Sample
+from difffeat.runtime.tokens import Captions, batches_by_length, pad_tokens
+
+
+class Extractor:
+    """An open artifact that turns images or captions into features.
+
+        with Extractor.from_artifact("artifacts/dit-xl-2-256-b12-t30") as extractor:
+            features = extractor(["cat.jpg", "dog.jpg"])["b12/t30"]        # float32 [2, 1152]
+    """
+
+    def __init__(self, artifact: Any, engine: Any, latents_engine: Any | None, *, seed: int, batch_size: int, preprocessing: str) -> None:
+        self._artifact, self._engine, self._latents = artifact, engine, latents_engine
+        self._seed, self._batch_size, self._preprocessing = seed, batch_size, preprocessing
+        self._runs = per_timestep(engine, artifact.sweep_table())
+
+    @classmethod
+    def from_artifact(
+        cls,
+        path: str | Path,
+        engine: str = "ort",
+        *,
+        device: str = "cpu",
+        threads: int | None = None,
+        seed: int = 0,
+        batch_size: int = 32,
+        preprocessing: str = "center",
+    ) -> Extractor:
+        """Open an artifact. Arguments and errors as for `difffeat.open_engine` and `RunRecipe`."""
+        from difffeat.engines import Artifact, open_engine
+
+        artifact = Artifact.open(path)
+        opened = open_engine(artifact, engine, device=device, threads=threads)
+        latents = None
+        if "latents" in opened.inputs and artifact.latents_graph is not None:
+            latents = open_engine(artifact, engine, device=device, threads=threads, graph="latents")
+        return cls(artifact, opened, latents, seed=seed, batch_size=batch_size, preprocessing=preprocessing)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for engine in (self._engine, self._latents):
+            if engine is not None:
+                engine.__exit__(kind, error, trace)
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """Names of what is returned."""
+        return self._engine.recipe.taps
+
+    def __call__(self, inputs: Sequence[Any] | np.ndarray, ids: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+        """Features by tap, float32 [n, ...], in the order of the inputs.
+
+        **Arguments:** `inputs` images (paths, bytes, PIL images, or uint8 arrays [H, W, 3]) or, for a text graph, captions; `ids` key the noise, default `0`,
+        `1`, ...: give the ids of the store to get the store's features.
+
+        Raises SampleError with its subclasses for a bad input: in memory nothing is set aside.
+        """
+        names = [str(i) for i in range(len(inputs))] if ids is None else list(ids)
+        if len(names) != len(inputs):
+            raise ConfigError(f"{len(inputs)} inputs but {len(names)} ids")
+        parts = self._text_batches(inputs) if "tokens" in self._engine.inputs else self._image_batches(inputs)
+        out: dict[str, np.ndarray] = {}
+        for rows, feeds in parts:
+            for tap, values in self._run(feeds, [names[row] for row in rows]):
+                out.setdefault(tap, np.empty((len(names), *values.shape[1:]), np.float32))[rows] = values
+        return out
+
+    def _run(self, feeds: dict[str, np.ndarray], names: list[str]) -> Any:
+        if self._latents is not None:
+            feeds = self._latents.run(feeds)
+        for t, parameters in self._runs:
+            given = {**feeds, **parameters}
+            if "noise" in self._engine.inputs:
+                given["noise"] = self._noise(feeds, names, t or 0.0)
+            for name, values in self._engine.run(given).items():
+                yield (name if t is None else tap_name(int(name[1:]), t)), values
+
+    def _noise(self, feeds: dict[str, np.ndarray], names: list[str], t: float) -> np.ndarray:
+        spec = self._engine.inputs["noise"].shape
+        if "tokens" not in feeds:
+            return np.stack([noise(self._seed, name, t, 0, tuple(spec[1:])) for name in names])
+        out = np.zeros((*feeds["tokens"].shape, spec[2]), np.float32)
+        for row, (name, length) in enumerate(zip(names, feeds["lengths"], strict=True)):
+            out[row, :length] = noise(self._seed, name, t, 0, (int(length), spec[2]))
+        return out
+
+    def _image_batches(self, inputs: Sequence[Any] | np.ndarray) -> Any:
+        if "pixels" not in (self._latents or self._engine).inputs:
+            raise ConfigError(f"{self._artifact.path} takes latents and holds no VAE, so it cannot start from images. Export it with --vae.")
+        side = int((self._latents or self._engine).inputs["pixels"].shape[1])
+        for start in range(0, len(inputs), self._batch_size):
+            rows = np.arange(start, min(start + self._batch_size, len(inputs)))
+            yield rows, {"pixels": np.stack([self._pixels(inputs[row], side) for row in rows])}
+
+    def _pixels(self, image: Any, side: int) -> np.ndarray:
+        if isinstance(image, str | Path):
+            return decode(read_bytes(Path(image)), side, self._preprocessing)
+        if isinstance(image, bytes):
+            return decode(image, side, self._preprocessing)
+        if isinstance(image, np.ndarray):
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+                raise ConfigError(f"an image array must be uint8 [H, W, 3], got {image.dtype} {list(image.shape)}")
+            if image.shape[:2] == (side, side):
+                return image
+            from PIL import Image
+
+            image = Image.fromarray(image)
+        return preprocess(to_rgb(image), side, self._preprocessing)
+
+    def _text_batches(self, inputs: Sequence[Any] | np.ndarray) -> Any:
+        architecture = self._engine.recipe.architecture
+        if self._artifact.tokenizer is None:
+            raise ConfigError(f"{self._artifact.path} has lost its tokenizer.json. Export it again.")
+        captions = Captions(
+            self._artifact.tokenizer, max_length=architecture["max_length"], vocab=architecture["vocab"], protocol="joined", truncate=False
+        )
+        ids = [captions.encode(Sample(str(row), captions=(str(text),))) for row, text in enumerate(inputs)]
+        for rows, length in batches_by_length(np.array([len(own) for own in ids]), self._batch_size, 8):
+            tokens, lengths = pad_tokens([ids[row] for row in rows], len(rows), length)
+            yield rows, {"tokens": tokens, "lengths": lengths}

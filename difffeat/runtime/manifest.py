@@ -1,0 +1,217 @@
+"""What a store promises to hold: the manifest, the receipts, and reading both without trusting them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from difffeat.errors import ForeignGraph, StoreCorrupt, StoreMismatch, StoreNotFound
+from difffeat.recipe import GraphRecipe, Recipe, RunRecipe, digest
+
+FORMAT = "difffeat-store/1"
+MANIFEST = "manifest.json"
+SAMPLES = "samples.parquet"
+QUARANTINE = "quarantine.jsonl"
+DTYPES = {"fp16": "float16", "fp32": "float32"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """Everything a store's bytes depend on.
+
+    **Fields:** `recipe`; `graph_digest`; `engine` name, precision, device; `batch_size`; `rows`; `samples_digest` of ids, sizes, captions and labels in order;
+    `classes`; `taps` name -> shape of one row; `shards` rows of each shard, in order; `versions` of the libraries that compute.
+    """
+
+    recipe: Recipe
+    graph_digest: str
+    engine: Mapping[str, str]
+    batch_size: int
+    rows: int
+    samples_digest: str
+    classes: tuple[str, ...]
+    taps: Mapping[str, tuple[int, ...]]
+    shards: tuple[int, ...]
+    versions: Mapping[str, str]
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def dtype(self) -> str:
+        """NumPy name of the stored type."""
+        return DTYPES[self.recipe.run.store_dtype]
+
+    @property
+    def first_rows(self) -> tuple[int, ...]:
+        """Where each shard begins."""
+        starts, row = [], 0
+        for count in self.shards:
+            starts.append(row)
+            row += count
+        return tuple(starts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        data = asdict(self)
+        data["recipe"] = self.recipe.to_dict()
+        data["taps"] = {name: list(shape) for name, shape in self.taps.items()}
+        data["fingerprint"] = self.recipe.fingerprint
+        return {"format": FORMAT, **json.loads(json.dumps(data))}
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the canonical JSON."""
+        return digest(self.to_dict())
+
+    @classmethod
+    def from_dict(cls, data: Any, where: str) -> Manifest:
+        """The inverse of `to_dict`. Raises StoreCorrupt on anything else."""
+        try:
+            if data["format"] != FORMAT:
+                raise StoreCorrupt(f"{where} is of format {data['format']!r}, this version reads {FORMAT!r}. Read it with the version that wrote it.")
+            recipe = Recipe(GraphRecipe.from_dict(data["recipe"]["graph"]), RunRecipe.from_dict(data["recipe"]["run"]))
+            manifest = cls(
+                recipe=recipe,
+                graph_digest=_text(data["graph_digest"]),
+                engine={_text(k): _text(v) for k, v in data["engine"].items()},
+                batch_size=_count(data["batch_size"], 1),
+                rows=_count(data["rows"]),
+                samples_digest=_text(data["samples_digest"]),
+                classes=tuple(_text(name) for name in _list(data["classes"])),
+                taps={_text(name): tuple(_count(size, 1) for size in _list(shape)) for name, shape in data["taps"].items()},
+                shards=tuple(_count(rows, 1) for rows in _list(data["shards"])),
+                versions={_text(k): _text(v) for k, v in data["versions"].items()},
+                options=dict(data["options"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError, ForeignGraph) as error:
+            raise StoreCorrupt(f"{where} is damaged ({type(error).__name__}: {error}). Restore it, or extract again with --overwrite.") from None
+        if sum(manifest.shards) != manifest.rows:
+            raise StoreCorrupt(f"{where} is damaged: its shards hold {sum(manifest.shards)} rows, it says {manifest.rows}.")
+        if recipe.fingerprint != data.get("fingerprint"):
+            raise StoreCorrupt(f"{where} was altered: its recipe does not have the fingerprint it states.")
+        return manifest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Receipt:
+    """Proof that a shard is whole: written after it, with its size and digest, and the rows that went to quarantine."""
+
+    shard: int
+    bytes: int
+    sha256: str
+    rows: int
+    first_row: int
+    nonfinite: int
+    quarantined: tuple[Mapping[str, Any], ...]
+    inputs_sha256: str
+    manifest: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {**asdict(self), "quarantined": [dict(entry) for entry in self.quarantined]}
+
+    @classmethod
+    def from_dict(cls, data: Any, where: str) -> Receipt:
+        """The inverse of `to_dict`. Raises StoreCorrupt on anything else."""
+        try:
+            return cls(
+                shard=_count(data["shard"]),
+                bytes=_count(data["bytes"]),
+                sha256=_text(data["sha256"]),
+                rows=_count(data["rows"], 1),
+                first_row=_count(data["first_row"]),
+                nonfinite=_count(data["nonfinite"]),
+                quarantined=tuple(_entry(entry) for entry in _list(data["quarantined"])),
+                inputs_sha256=_text(data["inputs_sha256"]),
+                manifest=_text(data["manifest"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise StoreCorrupt(f"{where} is damaged ({type(error).__name__}: {error}). Run the extraction again: it recomputes this shard only.") from None
+
+
+def read_json(path: Path) -> Any:
+    """A JSON document. Raises StoreCorrupt when it is none."""
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise StoreCorrupt(f"{path} is damaged: it is not JSON ({error}). Run the extraction again, or restore the file.") from None
+
+
+def read_manifest(store: Path) -> Manifest:
+    """The manifest of a store. Raises StoreNotFound and StoreCorrupt."""
+    path = store / MANIFEST
+    if not path.is_file():
+        raise StoreNotFound(f"{store} is no feature store: it has no {MANIFEST}. Make one with: difffeat extract ARTIFACT SOURCE -o {store}")
+    return Manifest.from_dict(read_json(path), str(path))
+
+
+def shard_path(store: Path, shard: int) -> Path:
+    """Where a shard lies."""
+    return store / "shards" / f"{shard:05d}.safetensors"
+
+
+def receipt_path(store: Path, shard: int) -> Path:
+    """Where a shard's receipt lies."""
+    return store / "receipts" / f"{shard:05d}.json"
+
+
+def read_receipt(store: Path, manifest: Manifest, shard: int) -> Receipt | None:
+    """The receipt of a shard, None where there is none yet. Raises StoreCorrupt when it is not one of this manifest and shard."""
+    path = receipt_path(store, shard)
+    if not path.is_file():
+        return None
+    receipt = Receipt.from_dict(read_json(path), str(path))
+    expected = (shard, manifest.shards[shard], manifest.first_rows[shard], manifest.digest)
+    if (receipt.shard, receipt.rows, receipt.first_row, receipt.manifest) != expected:
+        raise StoreCorrupt(f"{path} belongs to another shard or store. Delete it and run the extraction again: it recomputes this shard only.")
+    return receipt
+
+
+def require_same(found: Manifest, asked: Manifest, store: Path) -> None:
+    """Raises StoreMismatch naming every field in which a resume differs from how the store was begun."""
+    differences = list(_differences("", found.to_dict(), asked.to_dict()))
+    if differences:
+        listed = "\n  ".join(differences[:20])
+        more = f"\n  and {len(differences) - 20} more" if len(differences) > 20 else ""
+        raise StoreMismatch(
+            f"{store} was begun with another configuration; features of two must not mix. It has -> you asked for:\n  {listed}{more}\n"
+            "Repeat the first configuration to go on, choose another -o, or pass --overwrite to begin anew."
+        )
+
+
+def _differences(path: str, found: Any, asked: Any) -> Any:
+    if isinstance(found, dict) and isinstance(asked, dict):
+        for key in sorted(found.keys() | asked.keys()):
+            yield from _differences(f"{path}.{key}" if path else key, found.get(key), asked.get(key))
+    elif found != asked:
+        yield f"{path}: {_short(found)} -> {_short(asked)}"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"expected a string, found {value!r:.60}")
+    return value
+
+
+def _count(value: Any, least: int = 0) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**62:
+        raise TypeError(f"expected a whole number of at least {least}, found {value!r:.60}")
+    return value
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError(f"expected a list, found {value!r:.60}")
+    return value
+
+
+def _entry(value: Any) -> dict[str, Any]:
+    entry = {key: _text(value[key]) for key in ("id", "stage", "error", "message")}
+    return {"row": _count(value["row"]), **entry}

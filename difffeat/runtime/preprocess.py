@@ -1,0 +1,109 @@
+"""Bytes to pixels: decoding that trusts nothing, and DiT's preprocessing."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from difffeat.errors import DecodeError, ImageTooLarge
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+MAX_PIXELS = 178_956_970
+"""Largest image, in pixels, that is decoded: 512 MiB of RGB."""
+
+_REFUSED_MODES = {
+    "CMYK": "CMYK colours cannot be converted without their profile; convert it with: magick in.jpg -colorspace sRGB out.jpg",
+    "I": "16 or 32 bits per channel have no agreed range; convert it to 8 bits, for example: magick in.png -depth 8 out.png",
+    "F": "floating-point pixels have no agreed range; convert it to 8 bits, for example: magick in.tif -depth 8 out.png",
+    "LAB": "Lab colours are not supported; convert it to sRGB",
+    "HSV": "HSV colours are not supported; convert it to sRGB",
+    "YCbCr": "raw YCbCr is not supported; convert it to sRGB",
+}
+
+
+def decode(data: bytes, size: int, preprocessing: str) -> np.ndarray:
+    """An image file's bytes to pixels, uint8 [size, size, 3].
+
+    Palette and grey images become RGB, transparency is laid on white, EXIF orientation is applied, of animations the first frame is taken.
+
+    Raises DecodeError (no accepted format, truncated, CMYK, 16 bits) and ImageTooLarge.
+    """
+    image = _open(data)
+    _check_size(image)
+    try:
+        image.load()
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise DecodeError(f"the image is damaged or truncated ({error}). Get it again, or remove it from the source.") from None
+    return preprocess(to_rgb(image), size, preprocessing)
+
+
+def _open(data: bytes) -> Any:
+    from PIL import Image, UnidentifiedImageError
+
+    if not data:
+        raise DecodeError("the file is empty. Get it again, or remove it from the source.")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is checked next, before any pixel is decoded
+            return Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise ImageTooLarge(f"{error}. Resize it first, or remove it from the source.") from None
+    except UnidentifiedImageError:
+        raise DecodeError(f"this is no image in a format we accept ({', '.join(FORMATS)}), whatever its name says. Convert or remove it.") from None
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise DecodeError(f"the image's header cannot be read ({error}). Get it again, or remove it.") from None
+
+
+def _check_size(image: Any) -> None:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise ImageTooLarge(f"{width}×{height} pixels are more than the limit of {MAX_PIXELS}. Resize it first, or remove it from the source.")
+    if min(width, height) < 1:
+        raise DecodeError("the image has no pixels. Remove it from the source.")
+
+
+def to_rgb(image: Any) -> Any:
+    """A decoded PIL image as RGB, upright. Raises DecodeError for colour spaces that have no faithful conversion."""
+    from PIL import Image, ImageOps
+
+    mode = image.mode
+    refused = _REFUSED_MODES.get("I" if mode.startswith("I") else mode)
+    if refused is not None:
+        raise DecodeError(f"the image has mode {mode}: {refused}.")
+    image = ImageOps.exif_transpose(image)
+    if mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, (255, 255, 255, 255)), rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def preprocess(image: Any, size: int, preprocessing: str) -> np.ndarray:
+    """An RGB PIL image to uint8 [size, size, 3].
+
+    `center`: halve with a box filter while the short side is at least 2·size, bicubic to size, centre crop (as DiT was trained).
+    `squash`: both sides to size, so that nothing at the edges is cut away.
+    """
+    from PIL import Image
+
+    if preprocessing == "squash":
+        return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC), np.uint8)
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = size / min(image.size)
+    image = image.resize((max(size, round(image.width * scale)), max(size, round(image.height * scale))), Image.Resampling.BICUBIC)
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return np.asarray(image.crop((left, top, left + size, top + size)), np.uint8)
+
+
+def read_bytes(path: Path, limit: int = 1 << 30) -> bytes:
+    """A file's bytes. Raises DecodeError when it cannot be read or is larger than `limit`."""
+    try:
+        if path.stat().st_size > limit:
+            raise DecodeError(f"{path.name} has {path.stat().st_size} bytes, more than the limit of {limit}.")
+        return path.read_bytes()
+    except OSError as error:
+        raise DecodeError(f"the file cannot be read ({error.strerror or error}). Check that it exists and its permissions.") from None

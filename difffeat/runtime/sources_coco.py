@@ -1,0 +1,68 @@
+"""COCO annotations: instances (labels) and captions, joined by image id."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from difffeat.errors import SourceFormatError
+from difffeat.runtime.sources import Sample, Source
+
+
+def read_coco(path: Path, images: Path | None, captions: Path | None) -> Source:
+    """Every image of an annotation file, in the file's order.
+
+    **Arguments:** `path` instances or captions JSON; `images` their folder (None: the folder `path` lies in, or none for captions alone); `captions`
+    captions JSON to join to instances. Labels are the names of all categories annotated, crowd regions included; an image without any has none set.
+    The id is the file name without its suffix.
+
+    Raises SourceFormatError.
+    """
+    main = _read(path)
+    caption_data = _read(captions) if captions else main
+    texts: dict[int, list[str]] = defaultdict(list)
+    for entry in caption_data["annotations"]:
+        if "caption" in entry:
+            texts[_field(entry, "image_id", int, captions or path)].append(_field(entry, "caption", str, captions or path).strip())
+    names, labels = _labels(main, path)
+    base = images if images is not None else path.parent
+    samples = []
+    for entry in main["images"]:
+        key, file = _field(entry, "id", int, path), _field(entry, "file_name", str, path)
+        own = tuple(name for name in names if name in labels[key]) if names else None
+        samples.append(Sample(Path(file).with_suffix("").as_posix(), base / file, file, tuple(text for text in texts[key] if text), own))
+    return Source(str(path), tuple(samples), names)
+
+
+def _labels(data: dict[str, Any], path: Path) -> tuple[tuple[str, ...], dict[int, set[str]]]:
+    """Class names in the order of their ids, and the names of each image."""
+    categories = {_field(c, "id", int, path): _field(c, "name", str, path) for c in data.get("categories", [])}
+    labels: dict[int, set[str]] = defaultdict(set)
+    for entry in data["annotations"]:
+        if "category_id" in entry:
+            category = _field(entry, "category_id", int, path)
+            if category not in categories:
+                raise SourceFormatError(f"{path}: an annotation has category_id {category}, which 'categories' does not list.")
+            labels[_field(entry, "image_id", int, path)].add(categories[category])
+    return tuple(categories[key] for key in sorted(categories)), labels
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise SourceFormatError(f"{path} does not exist.") from None
+    except (ValueError, RecursionError) as error:
+        raise SourceFormatError(f"{path} is not JSON ({error}).") from None
+    if not isinstance(data, dict) or not isinstance(data.get("images"), list) or not isinstance(data.get("annotations"), list):
+        found = ", ".join(list(data)[:6]) if isinstance(data, dict) else type(data).__name__
+        raise SourceFormatError(f"{path} is no COCO annotation file: it needs the lists 'images' and 'annotations', and has: {found}.")
+    return data
+
+
+def _field(entry: Any, key: str, kind: type, path: Path) -> Any:
+    if not isinstance(entry, dict) or not isinstance(entry.get(key), kind):
+        raise SourceFormatError(f"{path}: an entry lacks {key!r} of type {kind.__name__}: {str(entry)[:120]}")
+    return entry[key]

@@ -1,0 +1,256 @@
+"""Reading a feature store: memory-mapped, typed, executing nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from difffeat.errors import ConfigError, StoreCorrupt, StoreIncomplete
+from difffeat.recipe import Recipe
+from difffeat.runtime.files import hash_file
+from difffeat.runtime.manifest import SAMPLES, Manifest, Receipt, read_manifest, read_receipt, shard_path
+
+_SAFETENSORS_TYPES = {"F16": "float16", "F32": "float32", "BOOL": "bool"}
+
+
+class Features:
+    """One tap of a store: behaves like a read-only array [n, ...] whose shards stay on disk until they are looked at."""
+
+    def __init__(self, parts: list[np.ndarray]) -> None:
+        self._parts = parts
+        self._ends = np.cumsum([len(part) for part in parts])
+        self.shape: tuple[int, ...] = (int(self._ends[-1]), *parts[0].shape[1:])
+        self.dtype = parts[0].dtype
+        self.ndim = len(self.shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        if copy is False and (len(self._parts) > 1 or dtype not in (None, self.dtype)):
+            raise ValueError("features of several shards, or of another type, cannot be an array without a copy")
+        whole = self._parts[0] if len(self._parts) == 1 else np.concatenate(self._parts)
+        return np.array(whole, dtype=dtype) if copy or dtype not in (None, self.dtype) else whole
+
+    def __getitem__(self, key: Any) -> np.ndarray:
+        """Rows by number, slice, list of numbers or mask; further axes as in NumPy."""
+        rows, rest = (key[0], key[1:]) if isinstance(key, tuple) else (key, ())
+        if isinstance(rows, int | np.integer):
+            row = int(rows) + (len(self) if rows < 0 else 0)
+            if not 0 <= row < len(self):
+                raise IndexError(f"row {rows} of {len(self)}")
+            return self._gather(np.array([row]))[0][rest]
+        return self._gather(np.arange(len(self))[rows])[(slice(None), *rest)]
+
+    def chunks(self, rows: int = 65536) -> Iterator[tuple[int, np.ndarray]]:
+        """(first row, rows [≤ rows, ...]) in order; never more than that in memory."""
+        for end, part in zip(self._ends, self._parts, strict=True):
+            for start in range(0, len(part), rows):
+                yield int(end) - len(part) + start, part[start : start + rows]
+
+    def torch(self) -> Any:
+        """A torch tensor; shares the memory map when there is one shard."""
+        import torch
+
+        array = np.asarray(self)
+        return torch.from_numpy(array if array.flags.writeable else array.copy())
+
+    def _gather(self, rows: np.ndarray) -> np.ndarray:
+        out = np.empty((len(rows), *self.shape[1:]), self.dtype)
+        owner = np.searchsorted(self._ends, rows, side="right")
+        for index in np.unique(owner):
+            here = owner == index
+            out[here] = self._parts[index][rows[here] - (self._ends[index] - len(self._parts[index]))]
+        return out
+
+
+class Store:
+    """A finished feature store. Open with `Store.open`."""
+
+    def __init__(self, path: Path, manifest: Manifest, receipts: list[Receipt | None]) -> None:
+        self.path, self._manifest, self._receipts = path, manifest, receipts
+
+    @classmethod
+    def open(cls, path: str | Path, *, partial: bool = False) -> Store:
+        """Open for reading; sizes of all shards are checked, their digests are not (see `verify`).
+
+        Raises StoreNotFound, StoreCorrupt, StoreIncomplete (unless `partial`).
+        """
+        folder = Path(path)
+        manifest = read_manifest(folder)
+        receipts = [read_receipt(folder, manifest, shard) for shard in range(len(manifest.shards))]
+        missing = [shard for shard, receipt in enumerate(receipts) if receipt is None]
+        if missing and not partial:
+            raise StoreIncomplete(f"{folder} lacks {len(missing)} of {len(receipts)} shards. Run the same difffeat extract command again: it computes only those.")
+        for shard, receipt in enumerate(receipts):
+            if receipt is not None:
+                _check_size(shard_path(folder, shard), receipt)
+        return cls(folder, manifest, receipts)
+
+    def __len__(self) -> int:
+        return self._manifest.rows
+
+    def __getitem__(self, tap: str) -> Features:
+        if tap not in self._manifest.taps:
+            raise ConfigError(f"{self.path} has no tap {tap!r}; it has {', '.join(self.taps)}")
+        return Features([self._shard(shard)[tap] for shard in range(len(self._receipts)) if self._receipts[shard] is not None])
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """Names of all taps."""
+        return tuple(self._manifest.taps)
+
+    @property
+    def recipe(self) -> Recipe:
+        """Graph recipe and run recipe."""
+        return self._manifest.recipe
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the recipe."""
+        return self.recipe.fingerprint
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """The manifest as plain JSON types."""
+        return self._manifest.to_dict()
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the label columns; empty without labels."""
+        return self._manifest.classes
+
+    @property
+    def ids(self) -> list[str]:
+        """Sample ids in row order."""
+        return self._samples["id"]
+
+    @property
+    def captions(self) -> list[list[str]]:
+        """Captions of each row."""
+        return self._samples["captions"]
+
+    @cached_property
+    def labels(self) -> np.ndarray | None:
+        """Multi-hot labels, uint8 [n, C]; None where the source had none."""
+        if not self.classes:
+            return None
+        column = {name: index for index, name in enumerate(self.classes)}
+        labels = np.zeros((len(self), len(column)), np.uint8)
+        for row, names in enumerate(self._samples["labels"]):
+            labels[row, [column[name] for name in names or ()]] = 1
+        return labels
+
+    @cached_property
+    def valid(self) -> np.ndarray:
+        """bool [n]; false where a sample went to quarantine (its features are zero)."""
+        return np.asarray(Features([self._shard(shard)["valid"] for shard in range(len(self._receipts)) if self._receipts[shard] is not None]))
+
+    @property
+    def quarantined(self) -> list[dict[str, Any]]:
+        """Row, id, stage, error and message of every sample that was set aside."""
+        return [dict(entry) for receipt in self._receipts if receipt is not None for entry in receipt.quarantined]
+
+    @cached_property
+    def _samples(self) -> dict[str, list[Any]]:
+        return read_samples(self.path, self._manifest)
+
+    def _shard(self, shard: int) -> dict[str, np.ndarray]:
+        return map_shard(shard_path(self.path, shard), self._manifest, self._manifest.shards[shard])
+
+
+def map_shard(path: Path, manifest: Manifest, rows: int) -> dict[str, np.ndarray]:
+    """The arrays of a shard, memory-mapped. Raises StoreCorrupt unless they are exactly what the manifest says."""
+    expected = {name: (manifest.dtype, (rows, *shape)) for name, shape in manifest.taps.items()} | {"valid": ("bool", (rows,))}
+    header, start = _header(path)
+    size, arrays = path.stat().st_size, {}
+    for name, (dtype, shape) in expected.items():
+        entry = header.get(name)
+        if not isinstance(entry, dict) or _SAFETENSORS_TYPES.get(str(entry.get("dtype"))) != dtype or entry.get("shape") != list(shape):
+            raise StoreCorrupt(f"{path} does not hold {name} as {dtype} {list(shape)}. Delete it and run the extraction again.")
+        count = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        offsets = entry.get("data_offsets")
+        if not (isinstance(offsets, list) and len(offsets) == 2 and all(type(o) is int for o in offsets) and 0 <= offsets[0] and offsets[1] - offsets[0] == count):
+            raise StoreCorrupt(f"{path}: the place of {name} is damaged. Delete it and run the extraction again.")
+        if start + offsets[1] > size:
+            raise StoreCorrupt(f"{path} ends before {name} does. Delete it and run the extraction again.")
+        arrays[name] = np.memmap(path, dtype=dtype, mode="r", offset=start + offsets[0], shape=shape)
+    return arrays
+
+
+def _header(path: Path) -> tuple[dict[str, Any], int]:
+    """A safetensors header and where the data begins."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > min(100_000_000, path.stat().st_size):
+                raise ValueError(f"a header of {length} bytes")
+            header = json.loads(file.read(length))
+    except FileNotFoundError:
+        raise StoreCorrupt(f"{path} is missing although its receipt is there. Run the extraction again: it recomputes this shard only.") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise StoreCorrupt(f"{path} has a damaged header ({error}). Delete it and run the extraction again: it recomputes this shard only.") from None
+    if not isinstance(header, dict):
+        raise StoreCorrupt(f"{path} has a damaged header. Delete it and run the extraction again.")
+    return header, 8 + length
+
+
+def _check_size(path: Path, receipt: Receipt) -> None:
+    size = path.stat().st_size if path.is_file() else None
+    if size != receipt.bytes:
+        found = "is missing" if size is None else f"has {size} bytes, its receipt says {receipt.bytes}"
+        raise StoreCorrupt(f"{path} {found}. Run the extraction again: it recomputes this shard only.")
+
+
+def read_samples(store: Path, manifest: Manifest) -> dict[str, list[Any]]:
+    """The columns of samples.parquet. Raises StoreCorrupt when it is damaged or not the manifest's."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from difffeat.runtime.writer import samples_digest
+
+    path = store / SAMPLES
+    try:
+        columns = pq.read_table(path).to_pydict()
+        found = samples_digest(columns)
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        raise StoreCorrupt(f"{path} is damaged ({error}). Restore it, or extract again with --overwrite.") from None
+    if found != manifest.samples_digest:
+        raise StoreCorrupt(f"{path} is not the one the manifest was written with. Restore it, or extract again with --overwrite.")
+    return columns
+
+
+def verify(path: str | Path) -> list[str]:
+    """Read and hash everything; a line for each file that is not what it should be, with what to do. Empty when all is well.
+
+    Raises StoreNotFound and StoreCorrupt when the manifest itself cannot be read.
+    """
+    folder = Path(path)
+    manifest = read_manifest(folder)
+    problems = []
+    try:
+        read_samples(folder, manifest)
+    except StoreCorrupt as error:
+        problems.append(str(error))
+    for shard in range(len(manifest.shards)):
+        try:
+            problems += _verify_shard(folder, manifest, shard)
+        except StoreCorrupt as error:
+            problems.append(str(error))
+    return problems
+
+
+def _verify_shard(folder: Path, manifest: Manifest, shard: int) -> list[str]:
+    path, receipt = shard_path(folder, shard), read_receipt(folder, manifest, shard)
+    if receipt is None:
+        return [f"{path} has no receipt. Run the extraction again: it computes only what is missing."]
+    _check_size(path, receipt)
+    if hash_file(path).sha256 != receipt.sha256:
+        return [f"{path} is corrupt: its SHA-256 is not the receipt's. Delete it and run the extraction again: it recomputes this shard only."]
+    map_shard(path, manifest, receipt.rows)
+    return []

@@ -1,0 +1,242 @@
+"""`difffeat export` and `difffeat extract`: from options to what does the work, and the words that come back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from difffeat.engines import Artifact, open_engine
+from difffeat.errors import ConfigError, NotYetAvailable
+from difffeat.recipe import RunRecipe, format_timestep
+from difffeat.runtime.extract import Progress, Summary, extract
+from difffeat.runtime.sources import open_source
+
+ARTIFACTS = Path("artifacts")
+FEATURES = Path("features")
+
+IMAGE_TIMESTEP, TEXT_TIMESTEP = 30.0, 0.0
+
+Say = Callable[..., None]
+
+
+def run_export(
+    model: str,
+    weights: str | None,
+    *,
+    blocks: str | None,
+    timestep: str | None,
+    graph: str | None,
+    noising: str | None,
+    pooling: str,
+    dtype: str,
+    label: int | None,
+    noise_seed: int,
+    vae: str | None,
+    tokenizer: str | None,
+    output: Path | None,
+    overwrite: bool,
+    say: Say,
+    **loading: Any,
+) -> dict[str, Any]:
+    """Export one artifact; arguments as the command's options. Raises what `load_backbone` and the exports raise."""
+    from difffeat.workflows.exporting import ExportOptions, export_dit, export_plaid
+    from difffeat.workflows.loading import load_backbone
+
+    text = model.startswith("plaid")
+    kind = _kind(graph, text)
+    timesteps = parse_numbers(timestep, "--timestep") or ((TEXT_TIMESTEP,) if text else (IMAGE_TIMESTEP,))
+    asked = None if blocks is None or blocks == "all" else tuple(int(b) for b in parse_numbers(blocks, "--blocks", whole=True))
+    options = ExportOptions(
+        kind=kind,
+        blocks=asked or (0,),
+        timesteps=timesteps,
+        noising=noising or ("mean" if text else "random"),
+        noise_seed=noise_seed,
+        label=label,
+        pooling=pooling,
+        precision=dtype,
+    )
+    say(f"loading {model} from {weights or 'its published place'}")
+    backbone = load_backbone(model, weights, vae=vae, tokenizer=tokenizer, need_vae=kind in ("image", "latents"), **loading)
+    if asked is None:
+        chosen = tuple(range(backbone.depth + 1)) if blocks == "all" or kind.endswith("sweep") else (backbone.default_block(),)
+        options = ExportOptions(**{**vars(options), "blocks": chosen})
+    out = output or ARTIFACTS / artifact_name(backbone.weights.config.name, options)
+    if text:
+        assert backbone.tokenizer is not None
+        report = export_plaid(backbone.weights, backbone.tokenizer, options, out, overwrite=overwrite, say=say)
+    else:
+        report = export_dit(backbone.weights, backbone.vae, options, out, overwrite=overwrite, say=say)
+    return _export_result(report)
+
+
+def _export_result(report: Any) -> dict[str, Any]:
+    artifact, parity = report.artifact, report.parity
+    worst = max(parity.taps.items(), key=lambda item: item[1].relative_l2)
+    lines = [
+        f"{artifact.path}: {artifact.recipe.backbone}, {artifact.recipe.kind} graph, {artifact.size / 1e6:.1f} MB, fingerprint {artifact.recipe.fingerprint[:12]}",
+        f"  timesteps {', '.join(f'{format_timestep(t)} (log-SNR {s:+.2f})' for t, s in zip(artifact.recipe.timesteps, artifact.recipe.log_snr, strict=True))}",
+        f"  parity with the unfolded fp32 network: worst of {len(parity.taps)} taps {worst[0]}, relative L2 {worst[1].relative_l2:.1e} "
+        f"(tolerance {parity.tolerance:g}), {parity.samples} samples",
+    ]
+    if artifact.recipe.origin != "file":
+        lines.append(f"  weights are {artifact.recipe.origin}: good for timing, not for features")
+    kind = "a source with captions" if artifact.recipe.family == "plaid" else "a folder of images"
+    lines.append(f"next: difffeat extract {artifact.path} SOURCE   (SOURCE: {kind})")
+    return {
+        "artifact": str(artifact.path),
+        "recipe": artifact.recipe.to_dict(),
+        "fingerprint": artifact.recipe.fingerprint,
+        "bytes": artifact.size,
+        "parity": parity.to_dict(),
+        "seconds": report.seconds,
+        "text": "\n".join(lines),
+    }
+
+
+def artifact_name(backbone: str, options: Any) -> str:
+    """`dit-xl-2-256-b12-t30`, `dit-xl-2-256-sweep`, `dit-xl-2-256-latents`."""
+    if options.kind.endswith("sweep"):
+        return f"{backbone}-sweep"
+    if options.kind == "latents":
+        return f"{backbone}-latents"
+    blocks = "-".join(map(str, options.blocks)) if len(options.blocks) <= 4 else f"{options.blocks[0]}to{options.blocks[-1]}"
+    return f"{backbone}-b{blocks}-t{format_timestep(options.timesteps[0])}"
+
+
+def parse_numbers(text: str | None, option: str, whole: bool = False) -> tuple[float, ...]:
+    """`0,10,30` to numbers. Raises ConfigError naming the option."""
+    if text is None:
+        return ()
+    try:
+        return tuple(float(int(part)) if whole else float(part) for part in str(text).split(",") if part.strip())
+    except ValueError:
+        raise ConfigError(f"{option} takes numbers separated by commas, got {text!r}") from None
+
+
+def _kind(graph: str | None, text: bool) -> str:
+    known = ("sweep", "text", "text-sweep") if text else ("image", "latents", "from-latents", "sweep")
+    if graph == "denoiser":
+        raise NotYetAvailable("denoiser graphs come with the next release.")
+    if graph is not None and graph not in known:
+        raise ConfigError(f"--graph must be one of {', '.join(known)} for this model; got {graph!r}")
+    if text:
+        return "text-sweep" if graph in ("sweep", "text-sweep") else "text"
+    return graph or "image"
+
+
+def run_extract(
+    artifact: Path | None,
+    source: str | None,
+    output: Path | None,
+    *,
+    engine: str,
+    device: str,
+    threads: int | None,
+    batch_size: int,
+    shard_size: int,
+    num_workers: int | None,
+    seed: int,
+    draws: int,
+    preprocess: str,
+    captions: str,
+    truncate: bool,
+    store_dtype: str,
+    latents: Path | None,
+    images: Path | None,
+    coco_captions: Path | None,
+    max_bad_fraction: float,
+    executor: str,
+    overwrite: bool,
+    say: Say,
+) -> dict[str, Any]:
+    """Extract one store; arguments as the command's options."""
+    if executor != "local":
+        raise NotYetAvailable(f"--executor {executor} comes with a later release; this one runs --executor local.")
+    opened = Artifact.open(artifact) if artifact is not None else newest_artifact(say)
+    if source is None:
+        raise ConfigError(f"no source was given. For example: difffeat extract {opened.path} photos/ -o features/photos")
+    if opened.recipe.kind == "latents" and store_dtype == "fp16":
+        say("latents are stored as fp32, so that features from the cache equal those from pixels")
+        store_dtype = "fp32"
+    run = RunRecipe(seed=seed, draws=draws, preprocessing=preprocess, captions=captions, truncate=truncate, store_dtype=store_dtype)
+    listed = open_source(source, images=images, captions=coco_captions)
+    out = output or FEATURES / f"{Path(source).stem or 'source'}-{opened.path.name}"
+    say(f"{len(listed)} samples from {source} -> {out}, engine {engine} on {device}")
+    with ExitStack() as stack:
+        main = stack.enter_context(open_engine(opened, engine, device=device, threads=threads))
+        vae = None
+        if "latents" in main.inputs and latents is None and opened.latents_graph is not None:
+            vae = stack.enter_context(open_engine(opened, engine, device=device, threads=threads, graph="latents"))
+        summary = extract(
+            main,
+            listed,
+            out,
+            run=run,
+            latents_engine=vae,
+            latent_cache=latents,
+            table=opened.sweep_table(),
+            tokenizer=opened.tokenizer,
+            batch_size=batch_size,
+            shard_size=shard_size,
+            num_workers=num_workers,
+            overwrite=overwrite,
+            max_bad_fraction=max_bad_fraction,
+            progress=progress_line(say),
+        )
+    return _extract_result(summary)
+
+
+def newest_artifact(say: Say) -> Artifact:
+    """The artifact written last under artifacts/. Raises ConfigError when there is none."""
+    found = sorted(ARTIFACTS.glob("*/recipe.json"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise ConfigError(
+            "no artifact was given and artifacts/ holds none. Make one first: difffeat export --model dit-digits, "
+            "then: difffeat extract artifacts/dit-digits-b3-t30 photos/ -o features/photos"
+        )
+    say(f"taking the newest artifact: {found[-1].parent}")
+    return Artifact.open(found[-1].parent)
+
+
+def progress_line(say: Say) -> Callable[[Progress], None]:
+    """One line that is written over and over: done, samples/s, time left, quarantined."""
+
+    def show(state: Progress) -> None:
+        left = "" if state.eta is None else f", {_duration(state.eta)} left"
+        bad = f", {state.quarantined} in quarantine" if state.quarantined else ""
+        say(f"\r{state.done}/{state.total} samples, {state.rate:.1f}/s{left}{bad}    ", end="\n" if state.done == state.total else "")
+
+    return show
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else (f"{minutes} min {rest:02d} s" if minutes else f"{rest} s")
+
+
+def _extract_result(summary: Summary) -> dict[str, Any]:
+    stages = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in summary.stages.items())
+    lines = [f"{summary.path}: {summary.rows} rows in {summary.computed + summary.skipped} shards ({summary.skipped} were there already)"]
+    if summary.samples:
+        lines.append(f"  {summary.rate:.1f} samples/s; time in {stages}; slowest: {summary.bottleneck}")
+    if summary.quarantined:
+        lines.append(f"  {summary.quarantined} samples are in quarantine; the reasons stand in {summary.path / 'quarantine.jsonl'}")
+    if summary.ignored:
+        lines.append(f"  passed over: {', '.join(f'{count} × {suffix or chr(39) * 2}' for suffix, count in summary.ignored.items())}")
+    return {
+        "store": str(summary.path),
+        "rows": summary.rows,
+        "quarantined": summary.quarantined,
+        "computed_shards": summary.computed,
+        "skipped_shards": summary.skipped,
+        "samples_per_second": summary.rate,
+        "stages": summary.stages,
+        "bottleneck": summary.bottleneck,
+        "ignored": summary.ignored,
+        "exit_code": summary.exit_code,
+        "text": "\n".join(lines),
+    }
