@@ -24,6 +24,8 @@ def open_engine(artifact: Artifact | str | Path, engine: str = "ort", *, device:
         raise NotYetAvailable(f"engine {engine!r} (TensorRT) comes with the next release; this one runs --engine ort (CPU, CUDA) and --engine torch.")
     if engine not in ENGINES:
         raise ConfigError(f"engine must be one of {', '.join(ENGINES)}; got {engine!r}")
+    if threads is not None and threads < 1:
+        raise ConfigError(f"threads must be at least 1, got {threads}; leave it out for the runtime's choice")
     opened, path = resolve(artifact, graph)
     if engine == "torch":
         from difffeat.engines.eager import TorchEngine

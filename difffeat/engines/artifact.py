@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -48,8 +49,7 @@ class Artifact:
         recipe = GraphRecipe.from_json(metadata[METADATA_KEY])
         _check_recipe_file(folder / RECIPE_FILE, recipe)
         artifact = cls(folder, recipe)
-        if artifact.latents_graph is not None:
-            check_external_data(artifact.latents_graph)
+        _check_companions(artifact)
         return artifact
 
     @property
@@ -84,16 +84,19 @@ class Artifact:
 
     def sweep_table(self) -> dict[str, np.ndarray] | None:
         """`timesteps` float64 [T], and for every per-timestep input of a sweep graph an array [T, ...]; None where it is no sweep."""
-        path = self._optional(TABLE_FILE)
-        if path is None:
+        if not self.recipe.kind.endswith("sweep"):
             return None
         from safetensors import SafetensorError
         from safetensors.numpy import load_file
 
+        path = self.path / TABLE_FILE
         try:
-            return dict(load_file(path))
-        except (SafetensorError, OSError) as error:
+            table = dict(load_file(path))
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             raise ForeignGraph(f"{path} is not readable ({error}). Export the artifact again.") from None
+        if table.get("timesteps", np.zeros(0)).tolist() != list(self.recipe.timesteps):
+            raise RecipeMismatch(f"{path} is not for the timesteps of the graph: files of two exports were mixed; export again into an empty folder.")
+        return table
 
     def _optional(self, name: str) -> Path | None:
         path = self.path / name
@@ -122,11 +125,6 @@ def graph_metadata(path: Path) -> dict[str, str]:
     return {entry.key: entry.value for entry in load_proto(path).metadata_props}
 
 
-def check_external_data(path: Path) -> None:
-    """Raises UnsafeGraph unless every weight lies in `<graph>_data` beside the graph."""
-    load_proto(path)
-
-
 def read_specs(model: Any) -> tuple[dict[str, TensorSpec], dict[str, TensorSpec]]:
     """Inputs and outputs of a graph, by name."""
     return {v.name: _spec(v) for v in model.graph.input}, {v.name: _spec(v) for v in model.graph.output}
@@ -134,22 +132,22 @@ def read_specs(model: Any) -> tuple[dict[str, TensorSpec], dict[str, TensorSpec]
 
 def read_initializers(path: Path) -> dict[str, np.ndarray]:
     """All weights of a graph by name, read-only; the large ones are memory-mapped. Aliases (equal tensors stored once) are resolved."""
-    onnx = import_onnx()
     model = load_proto(path)
-    weights: dict[str, np.ndarray] = {}
-    for tensor in model.graph.initializer:
-        if tensor.data_location != onnx.TensorProto.EXTERNAL:
-            weights[tensor.name] = onnx.numpy_helper.to_array(tensor)
-            continue
-        place = {entry.key: entry.value for entry in tensor.external_data}
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-        weights[tensor.name] = np.memmap(
-            path.parent / place["location"], dtype=dtype, mode="r", offset=int(place.get("offset", 0)), shape=tuple(tensor.dims)
-        )
     metadata = {entry.key: entry.value for entry in model.metadata_props}
-    for alias, name in json.loads(metadata.get(ALIASES_KEY, "{}")).items():
-        weights[alias] = weights[name]
-    return weights
+    try:
+        weights = {tensor.name: _values(tensor, path) for tensor in model.graph.initializer}
+        return weights | {alias: weights[name] for alias, name in json.loads(metadata.get(ALIASES_KEY, "{}")).items()}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ForeignGraph(f"{path}: its weights cannot be read ({type(error).__name__}: {error}). Export it again.") from None
+
+
+def _values(tensor: Any, path: Path) -> np.ndarray:
+    onnx = import_onnx()
+    if tensor.data_location != onnx.TensorProto.EXTERNAL:
+        return onnx.numpy_helper.to_array(tensor)
+    place = {entry.key: entry.value for entry in tensor.external_data}
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    return np.memmap(path.parent / place["location"], dtype=dtype, mode="r", offset=int(place.get("offset", 0)), shape=tuple(tensor.dims))
 
 
 def import_onnx() -> Any:
@@ -177,10 +175,27 @@ def _check_recipe_file(path: Path, recipe: GraphRecipe) -> None:
             )
 
 
+def _check_companions(artifact: Artifact) -> None:
+    """What lies beside the main graph must come from the same export."""
+    mixed = "files of two exports were mixed; export again into an empty folder."
+    latents, recipe = artifact.latents_graph, artifact.recipe
+    if latents is not None:
+        beside = GraphRecipe.from_json(graph_metadata(latents).get(METADATA_KEY, "null"))
+        if beside.to_dict() != recipe.to_dict():
+            raise RecipeMismatch(f"{latents} was exported with another recipe than {artifact.graph}: {mixed}")
+    if recipe.family == "plaid":
+        path = artifact.path / TOKENIZER_FILE
+        if not path.is_file():
+            raise ForeignGraph(f"{path} is missing, and captions cannot be read without it. Export the artifact again.")
+        if file_digest(path) != recipe.weights.get("tokenizer"):
+            raise RecipeMismatch(f"{path} is not the tokenizer that the graph was exported with: {mixed}")
+
+
 def _check_external(model: Any, path: Path) -> None:
     """External data may lie in `<graph>_data` only: a regular file of its own in the same folder, long enough for every tensor."""
     expected = f"{path.name}_data"
-    ends = [_external_end(tensor, expected, path) for tensor in _tensors(model.graph) if tensor.external_data]
+    external = import_onnx().TensorProto.EXTERNAL
+    ends = [_external_end(t, expected, path) for t in _tensors(model) if t.external_data or t.data_location == external]
     if not ends:
         return
     data = path.parent / expected
@@ -195,34 +210,56 @@ def _check_external(model: Any, path: Path) -> None:
 
 def _external_end(tensor: Any, expected: str, path: Path) -> int:
     place: Mapping[str, str] = {entry.key: entry.value for entry in tensor.external_data}
+    if len(place) != len(tensor.external_data):
+        raise UnsafeGraph(f"{path}: tensor {tensor.name!r} says twice where its data lie, and readers may differ on which they take. Export again.")
     if place.get("location") != expected:
         raise UnsafeGraph(f"{path}: tensor {tensor.name!r} wants external data from {place.get('location')!r}; only {expected!r} beside the graph is allowed.")
-    try:
-        offset, length = int(place.get("offset", 0)), int(place.get("length", -1))
-    except ValueError:
-        raise UnsafeGraph(f"{path}: tensor {tensor.name!r} has an ill-formed offset or length. Export again.") from None
-    if offset < 0 or length < 0 or length != _nbytes(tensor):
-        raise UnsafeGraph(f"{path}: tensor {tensor.name!r} claims {length} bytes at {offset}, its shape needs {_nbytes(tensor)}. Export again.")
+    offset, length = _whole(place.get("offset", "0")), _whole(place.get("length", ""))
+    if offset is None or length is None:
+        raise UnsafeGraph(f"{path}: tensor {tensor.name!r} has an ill-formed offset or length. Export again.")
+    if length != _nbytes(tensor, path):
+        raise UnsafeGraph(
+            f"{path}: tensor {tensor.name!r} claims {length} bytes at {offset}, its shape needs {_nbytes(tensor, path)}. Export again."
+        )
     return offset + length
 
 
-def _nbytes(tensor: Any) -> int:
-    item = np.dtype(import_onnx().helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize
-    count = item
-    for dim in tensor.dims:
-        count *= int(dim)
-    return count
+def _whole(text: str) -> int | None:
+    """Plain decimal digits only: what other readers would take for another number is none."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None
 
 
-def _tensors(graph: Any) -> list[Any]:
-    """Every tensor of a graph: initializers, and constants in the attributes of nodes, subgraphs too."""
-    found = list(graph.initializer)
-    for node in graph.node:
-        for attribute in node.attribute:
-            found += [attribute.t, *attribute.tensors]
-            for inner in (attribute.g, *attribute.graphs):
-                found += _tensors(inner) if inner.node or inner.initializer else []
+def _nbytes(tensor: Any, path: Path) -> int:
+    helper = import_onnx().helper
+    try:
+        dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type))
+    except KeyError:
+        dtype = np.dtype(object)
+    if dtype.hasobject or any(dim < 0 for dim in tensor.dims):
+        raise UnsafeGraph(f"{path}: tensor {tensor.name!r} has no type or shape that weights can have. Export again.")
+    return math.prod(tensor.dims, start=dtype.itemsize)
+
+
+def _tensors(model: Any) -> list[Any]:
+    """Every tensor of a model, wherever it hides: initializers (sparse ones too), and constants in the attributes of nodes, subgraphs and functions."""
+    found: list[Any] = []
+    graphs = [model.graph, *(g for info in model.training_info for g in (info.initialization, info.algorithm))]
+    nodes = [node for function in model.functions for node in function.node]
+    while graphs or nodes:
+        if graphs:
+            graph = graphs.pop()
+            found += graph.initializer
+            found += _sparse(graph.sparse_initializer)
+            nodes += graph.node
+            continue
+        for attribute in nodes.pop().attribute:
+            found += [attribute.t, *attribute.tensors, *_sparse([attribute.sparse_tensor, *attribute.sparse_tensors])]
+            graphs += [inner for inner in (attribute.g, *attribute.graphs) if inner.ByteSize()]
     return found
+
+
+def _sparse(tensors: Iterable[Any]) -> list[Any]:
+    return [part for tensor in tensors for part in (tensor.values, tensor.indices)]
 
 
 def _spec(value: Any) -> TensorSpec:

@@ -65,8 +65,8 @@ def check_feeds(specs: Mapping[str, TensorSpec], feeds: Mapping[str, np.ndarray]
     axes: dict[str, int] = {}
     for name, spec in specs.items():
         array = feeds[name]
-        if array.dtype.name != spec.dtype:
-            raise BadFeed(f"{name} must be {spec.dtype}, got {array.dtype}")
+        if not isinstance(array, np.ndarray) or array.dtype != np.dtype(spec.dtype):
+            raise BadFeed(f"{name} must be a NumPy array of {spec.dtype}, got {getattr(array, 'dtype', type(array).__name__)}")
         fits = len(array.shape) == len(spec.shape) and all(
             size == (axes.setdefault(axis, size) if isinstance(axis, str) else axis) for size, axis in zip(array.shape, spec.shape, strict=True)
         )
@@ -74,3 +74,13 @@ def check_feeds(specs: Mapping[str, TensorSpec], feeds: Mapping[str, np.ndarray]
             wanted = ", ".join(map(str, spec.shape))
             known = "".join(f" (here {axis} = {size})" for axis, size in axes.items())
             raise BadFeed(f"{name} must have shape [{wanted}]{known}, got {list(array.shape)}")
+    if "tokens" in specs and "lengths" in specs:
+        _check_text(feeds["tokens"], feeds["lengths"])
+
+
+def _check_text(tokens: np.ndarray, lengths: np.ndarray) -> None:
+    """What would give wrong features without a word: the mean over too many tokens, ids that count from the table's end."""
+    if lengths.min() < 1 or lengths.max() > tokens.shape[1]:
+        raise BadFeed(f"lengths must lie in 1..{tokens.shape[1]}, got {lengths.min()}..{lengths.max()}; padded rows are one token long")
+    if tokens.min() < 0:
+        raise BadFeed(f"tokens must not be negative, got {tokens.min()}")

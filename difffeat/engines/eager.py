@@ -32,7 +32,10 @@ class TorchEngine:
         self.device = _checked_device(torch, device)
         self.recipe, self.precision, self.digest = artifact.recipe, artifact.recipe.precision, artifact.digest
         self.inputs, self.outputs = read_specs(load_proto(graph))
-        self._module = build_module(artifact.recipe, latents=graph != artifact.graph)
+        try:
+            self._module = build_module(artifact.recipe, latents=graph != artifact.graph)
+        except (KeyError, AttributeError, TypeError, ValueError, RuntimeError) as error:
+            raise ForeignGraph(f"{graph}: its recipe describes no network ({type(error).__name__}: {error}). Export it again.") from error
         _load(self._module, read_initializers(graph), graph)
         self._module.to(self.device)
 
@@ -56,6 +59,10 @@ class TorchEngine:
                 return {name: result.float().cpu().numpy() for name, result in zip(self.outputs, results, strict=True)}
         except torch.OutOfMemoryError as error:
             raise OutOfMemory(f"{self.device} is out of memory ({error}). Finished shards are kept; use a smaller --batch-size.") from error
+        except (RuntimeError, IndexError) as error:
+            if "allocate memory" in str(error):  # the CPU's allocator has no exception of its own
+                raise OutOfMemory(f"{self.device} is out of memory ({error}). Finished shards are kept; use a smaller --batch-size.") from error
+            raise EngineError(f"torch failed: {error}") from error
         finally:
             torch.set_num_threads(before)
 

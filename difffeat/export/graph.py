@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from difffeat.errors import GraphError
 from difffeat.export.folded import DiTTrunk, PlaidTrunk
 from difffeat.export.vae import VaeEncoder
-from difffeat.errors import GraphError
 from difffeat.recipe import ALIASES_KEY, METADATA_KEY, GraphRecipe, canonical_json
 
 OPSET = 22
@@ -32,11 +32,13 @@ class Noising(nn.Module):
     def __init__(self, alpha: float, sigma: float, constant: Tensor | None = None) -> None:
         super().__init__()
         self.alpha, self.sigma = alpha, sigma
-        self.noise = None if constant is None else nn.Parameter(constant, requires_grad=False)
+        # σ·ε and not ε: the exporter would multiply the two constants itself, and the parameter would be gone from the graph.
+        self.scaled = None if constant is None else nn.Parameter((sigma * constant.double()).float(), requires_grad=False)
 
     def forward(self, z: Tensor, noise: Tensor | None) -> Tensor:
-        noise = self.noise if noise is None else noise
-        return self.alpha * z if noise is None else self.alpha * z + self.sigma * noise
+        if noise is not None:
+            return self.alpha * z + self.sigma * noise
+        return self.alpha * z if self.scaled is None else self.alpha * z + self.scaled
 
 
 class LatentsGraph(nn.Module):

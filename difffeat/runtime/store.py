@@ -156,6 +156,11 @@ class Store:
         """Row, id, stage, error and message of every sample that was set aside."""
         return [dict(entry) for receipt in self._receipts if receipt is not None for entry in receipt.quarantined]
 
+    @property
+    def finished_shards(self) -> int:
+        """How many shards have their receipt."""
+        return sum(receipt is not None for receipt in self._receipts)
+
     @cached_property
     def _samples(self) -> dict[str, list[Any]]:
         return read_samples(self.path, self._manifest)

@@ -15,6 +15,8 @@ from difffeat.runtime.sources import open_source
 
 ARTIFACTS = Path("artifacts")
 FEATURES = Path("features")
+UNFINISHED = (".partial", ".failed", ".replaced")
+"""What an export leaves beside artifacts that are not to be used: begun, out of tolerance, or about to be removed."""
 
 IMAGE_TIMESTEP, TEXT_TIMESTEP = 30.0, 0.0
 
@@ -77,10 +79,12 @@ def _export_result(report: Any) -> dict[str, Any]:
     worst = max(parity.taps.items(), key=lambda item: item[1].relative_l2)
     lines = [
         f"{artifact.path}: {artifact.recipe.backbone}, {artifact.recipe.kind} graph, {artifact.size / 1e6:.1f} MB, fingerprint {artifact.recipe.fingerprint[:12]}",
-        f"  timesteps {', '.join(f'{format_timestep(t)} (log-SNR {s:+.2f})' for t, s in zip(artifact.recipe.timesteps, artifact.recipe.log_snr, strict=True))}",
         f"  parity with the unfolded fp32 network: worst of {len(parity.taps)} taps {worst[0]}, relative L2 {worst[1].relative_l2:.1e} "
         f"(tolerance {parity.tolerance:g}), {parity.samples} samples",
     ]
+    if artifact.recipe.timesteps:
+        levels = zip(artifact.recipe.timesteps, artifact.recipe.log_snr, strict=True)
+        lines.insert(1, f"  timesteps {', '.join(f'{format_timestep(t)} (log-SNR {snr:+.2f})' for t, snr in levels)}")
     if artifact.recipe.origin != "file":
         lines.append(f"  weights are {artifact.recipe.origin}: good for timing, not for features")
     kind = "a source with captions" if artifact.recipe.family == "plaid" else "a folder of images"
@@ -107,13 +111,13 @@ def artifact_name(backbone: str, options: Any) -> str:
 
 
 def parse_numbers(text: str | None, option: str, whole: bool = False) -> tuple[float, ...]:
-    """`0,10,30` to numbers. Raises ConfigError naming the option."""
+    """`0,10,30` to numbers, none for None. Raises ConfigError naming the option."""
     if text is None:
         return ()
     try:
-        return tuple(float(int(part)) if whole else float(part) for part in str(text).split(",") if part.strip())
+        return tuple(float(int(part)) if whole else float(part) for part in str(text).split(","))
     except ValueError:
-        raise ConfigError(f"{option} takes numbers separated by commas, got {text!r}") from None
+        raise ConfigError(f"{option} takes {'whole ' if whole else ''}numbers separated by commas, got {text!r}") from None
 
 
 def _kind(graph: str | None, text: bool) -> str:
@@ -191,7 +195,8 @@ def run_extract(
 
 def newest_artifact(say: Say) -> Artifact:
     """The artifact written last under artifacts/. Raises ConfigError when there is none."""
-    found = sorted(ARTIFACTS.glob("*/recipe.json"), key=lambda path: path.stat().st_mtime)
+    finished = [path for path in ARTIFACTS.glob("*/recipe.json") if path.parent.suffix not in UNFINISHED]
+    found = sorted(finished, key=lambda path: path.stat().st_mtime)
     if not found:
         raise ConfigError(
             "no artifact was given and artifacts/ holds none. Make one first: difffeat export --model dit-digits, "

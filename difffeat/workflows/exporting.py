@@ -53,6 +53,10 @@ class ExportOptions:
             raise ConfigError("no block was asked for. Pass --blocks, for example --blocks 12 or --blocks 4,8,12.")
         if not self.kind.endswith("sweep") and len(self.timesteps) != 1:
             raise ConfigError(f"a {self.kind} graph has one timestep baked in, got {len(self.timesteps)}. For several, pass --graph sweep.")
+        if not self.timesteps or len(set(self.timesteps)) != len(self.timesteps):
+            raise ConfigError(f"a sweep needs timesteps that differ, got {list(self.timesteps)}. For example: --timestep 0,10,30.")
+        if self.kind.endswith("sweep") and self.noising == "constant":
+            raise ConfigError("a sweep graph has no noise baked in; use --noising random or mean.")
 
 
 @dataclass(frozen=True)
@@ -74,8 +78,10 @@ def dit_recipe(weights: Any, vae: Any | None, options: ExportOptions) -> GraphRe
     label = config.num_classes if options.label is None else options.label
     if not 0 <= label <= config.num_classes:
         raise ConfigError(f"label must lie in 0..{config.num_classes} ({config.num_classes} is the null label), got {label}")
+    if options.kind == "sweep" and max(options.blocks) == 0:
+        raise ConfigError("a sweep over block 0 alone has no modulation to sweep. Pass --blocks with a block of 1 or more.")
     latents = options.kind == "latents"
-    timesteps = () if latents else options.timesteps
+    timesteps = () if latents else tuple(map(float, options.timesteps))
     architecture: dict[str, Any] = {key: value for key, value in asdict(config).items() if key != "name"}
     digests = {} if latents else {"backbone": weights.digest}
     if vae is not None:
@@ -92,8 +98,8 @@ def dit_recipe(weights: Any, vae: Any | None, options: ExportOptions) -> GraphRe
         timesteps=timesteps,
         log_snr=tuple(dit_noise_level(t).log_snr for t in timesteps),
         noising="mean" if latents else options.noising,
-        noise_seed=options.noise_seed if options.noising == "constant" else None,
-        pooling=options.pooling,
+        noise_seed=options.noise_seed if options.noising == "constant" and not latents else None,
+        pooling="mean" if latents else options.pooling,
         label=None if latents else label,
     )
 
@@ -103,7 +109,7 @@ def plaid_recipe(weights: Any, tokenizer_digest: str, options: ExportOptions) ->
     from difffeat.export.fold import plaid_schedule
 
     if options.pooling not in ("mean", "max"):
-        raise NotYetAvailable(f"--pooling {options.pooling} is for images; text graphs pool with mean or max.")
+        raise ConfigError(f"text graphs pool with mean or max, got {options.pooling!r}.")
     if options.kind not in ("text", "text-sweep"):
         raise ConfigError(f"a {options.kind} graph is for images; Plaid has text and text-sweep (--graph sweep).")
     schedule = plaid_schedule(weights.tensors)
@@ -115,7 +121,7 @@ def plaid_recipe(weights: Any, tokenizer_digest: str, options: ExportOptions) ->
         origin=weights.origin,
         kind=options.kind,
         blocks=_checked_blocks(options.blocks, weights.config.depth),
-        timesteps=options.timesteps,
+        timesteps=tuple(map(float, options.timesteps)),
         log_snr=tuple(schedule.noise_level(t).log_snr for t in options.timesteps),
         noising=options.noising,
         noise_seed=options.noise_seed if options.noising == "constant" else None,
@@ -259,6 +265,8 @@ def _write_extra(path: Path, content: Any) -> None:
 
 
 def _staging(out: Path, overwrite: bool) -> Path:
+    if out.name in ("", ".."):
+        raise ConfigError(f"-o {out} has no name of its own; an artifact is a folder that is replaced whole, such as artifacts/dit-b12-t30.")
     if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
         if not (out / MODEL_FILE).is_file():
             raise ConfigError(f"{out} exists and is no artifact of ours; choose another -o.")
@@ -274,12 +282,16 @@ def _staging(out: Path, overwrite: bool) -> Path:
 def _install(staging: Path, out: Path, parity: ParityReport) -> Path:
     """Give a checked artifact its name; one that fails goes to `<out>.failed` and raises ParityError."""
     target = out if parity.passed else out.with_name(f"{out.name}.failed")
-    if target.exists():
-        shutil.rmtree(target)
     for file in staging.iterdir():
         Files().fsync(file)
+    replaced = out.with_name(f"{out.name}.replaced")
+    if replaced.exists():
+        shutil.rmtree(replaced)
+    if target.exists():
+        os.replace(target, replaced)  # and only removed when the new one stands: no moment without any artifact on the disk
     os.replace(staging, target)
     Files().fsync(target.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
     try:
         parity.require()
     except ParityError as error:

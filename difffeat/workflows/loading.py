@@ -55,9 +55,9 @@ def load_backbone(
     Raises ConfigError and WeightsError with its subclasses.
     """
     if model in DIGITS:
-        return _digits(model, weights, heads)
-    if model.startswith("plaid"):
-        return _plaid(model, weights, tokenizer, sha256, seed)
+        return _digits(model, weights, vae=vae, tokenizer=tokenizer, heads=heads, sha256=sha256, seed=seed)
+    if model == "plaid":
+        return _plaid(weights, tokenizer, sha256, seed)
     if model.startswith("dit"):
         loaded = _dit(model, weights, revision, sha256, heads, timestep_embedding, seed)
         autoencoder = _vae(vae, random=weights == "random", revision=None, seed=seed) if need_vae or vae else None
@@ -88,7 +88,7 @@ def _vae(vae: str | None, *, random: bool, revision: str | None, seed: int) -> A
     return load_vae(vae or PUBLISHED_VAE, revision=revision)
 
 
-def _plaid(model: str, weights: str | None, tokenizer: str | None, sha256: str | None, seed: int) -> Backbone:
+def _plaid(weights: str | None, tokenizer: str | None, sha256: str | None, seed: int) -> Backbone:
     from difffeat.export.weights import PLAID_1B, load_plaid, load_tokenizer_file, random_plaid
 
     if weights == "random":
@@ -106,14 +106,20 @@ def _plaid(model: str, weights: str | None, tokenizer: str | None, sha256: str |
     return Backbone("plaid", loaded, tokenizer=content)
 
 
-def _digits(model: str, weights: str | None, heads: int | None) -> Backbone:
-    from difffeat.export.weights import load_dit, load_plaid, load_tokenizer_file, load_vae
+def _digits(
+    model: str, weights: str | None, *, vae: str | None, tokenizer: str | None, heads: int | None, sha256: str | None, seed: int
+) -> Backbone:
+    """The small backbones, with the bundled weights where no others are named."""
+    from difffeat.export.weights import load_dit, load_plaid, load_tokenizer_file, load_vae, random_dit, random_plaid
 
+    bundled = str(BUNDLED / f"{model}.safetensors")
+    path = bundled if weights in (None, "random") else str(weights)
     if model == "dit-digits":
-        loaded = load_dit(weights or str(BUNDLED / "dit-digits.safetensors"), heads=heads or 4, name=model)
-        return Backbone("dit", loaded, load_vae(str(BUNDLED / "vae")))
-    loaded = load_plaid(weights or str(BUNDLED / "plaid-digits.safetensors"), name=model, max_length=64)
-    return Backbone("plaid", loaded, tokenizer=load_tokenizer_file(str(BUNDLED / "tokenizer.json"), vocab=loaded.config.vocab))
+        dit = load_dit(path, heads=heads or 4, name=model, sha256=sha256)
+        return Backbone("dit", random_dit(dit.config, seed=seed) if weights == "random" else dit, load_vae(vae or str(BUNDLED / "vae")))
+    plaid = load_plaid(path, name=model, max_length=64, sha256=sha256)
+    content = load_tokenizer_file(tokenizer or str(BUNDLED / "tokenizer.json"), vocab=plaid.config.vocab)
+    return Backbone("plaid", random_plaid(plaid.config, seed=seed) if weights == "random" else plaid, tokenizer=content)
 
 
 def _counting_tokenizer(vocab: int) -> bytes:

@@ -27,7 +27,7 @@ _SPLIT_SEED = 20240917
 _STEP = 2  # digits stand on even pixels: one step of the f2 latents, so that a small model sees few sub-pixel phases
 _GLYPH_SIZES = (9, 10, 11)
 _STREAMS = {"train": 1, "validation": 2, "test": 3}
-_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _COUNTS = ("", "one digit", "two digits", "three digits")
 _OPENINGS = ("a picture of", "an image with", "a scene with", "there is", "we see", "this shows")
 _VAGUE = ("some digits", "handwritten digits", "something written", "a few marks")
@@ -154,7 +154,7 @@ def caption(rng: np.random.Generator, digits: list[tuple[int, float, float]]) ->
     parts = []
     for digit, x, y in mentions:
         told = int(rng.integers(10)) if rng.random() < WRONG_MENTION_PROBABILITY else digit
-        name = _WORDS[told] if rng.random() < 0.5 else str(told)
+        name = DIGIT_WORDS[told] if rng.random() < 0.5 else str(told)
         article = "an" if told == 8 else "a"
         parts.append(f"{article} {name}{_position(rng, x, y)}")
     opening = str(rng.choice(_OPENINGS))
@@ -187,7 +187,7 @@ def multi_hot(scenes: list[Scene]) -> np.ndarray:
 
 def vocabulary() -> tuple[str, ...]:
     """Every word that a caption can hold, after `<end>` (id 0) and `<unknown>` (id 1)."""
-    words = {*_WORDS, *CLASSES, "a", "an", "and", ","}
+    words = {*DIGIT_WORDS, *CLASSES, "a", "an", "and", ","}
     for phrase in (*_OPENINGS, *_VAGUE, *_COUNTS, "in the middle", "on the left", "on the right", "at the top", "at the bottom"):
         words.update(phrase.split())
     return ("<end>", "<unknown>", *sorted(words))

@@ -1,0 +1,240 @@
+"""The whole method on digit scenes, with the code that full-size models run: export, extract, grid, search, fuse, report.
+
+Selection happens on validation; the test split is read once, at the end, for the taps that were chosen.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from difffeat.engines import Artifact, open_engine
+from difffeat.probe.evaluate import write_metrics
+from difffeat.probe.search import Grid, SearchResult, grid_search, local_search
+from difffeat.recipe import RunRecipe, parse_tap
+from difffeat.runtime.extract import extract
+from difffeat.runtime.sources import open_source
+from difffeat.runtime.store import Store
+from difffeat.workflows.exporting import ExportOptions, export_dit, export_plaid
+from difffeat.workflows.loading import Backbone, load_backbone
+from difffeat.workflows.pairs import Split, TapEvaluator
+from difffeat.workflows.quickstart_data import random_backbone, write_split
+from difffeat.workflows.scenes import Scene
+
+SPLIT_SIZES = {"train": 2000, "validation": 1000, "test": 2000}
+PAIR_ALPHAS = (0.01, 0.1, 1.0)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is run: the reduced grid of the default, or the whole one of `--full`."""
+
+    image_timesteps: tuple[float, ...] = (0, 10, 30, 50, 100, 200)
+    text_timesteps: tuple[float, ...] = (0, 0.1, 0.3)
+    text_blocks: tuple[int, ...] = (0, 1, 2, 4, 6, 8)
+    random_timesteps: tuple[float, ...] = (0, 10, 30, 100)
+    grid_seeds: tuple[int, ...] = (0,)
+    final_seeds: tuple[int, ...] = (0, 1, 2)
+
+
+FULL = Plan(
+    image_timesteps=(0, 10, 20, 30, 40, 50, 75, 100, 150, 200, 300, 500),
+    text_timesteps=(0, 0.05, 0.1, 0.2, 0.3, 0.5),
+    text_blocks=tuple(range(9)),
+    random_timesteps=(0, 10, 20, 30, 40, 50, 75, 100, 150, 200, 300, 500),
+    grid_seeds=(0, 1, 2),
+)
+
+
+@dataclass
+class Run:
+    """One quickstart under way: where it writes, how it speaks, and how long each step took."""
+
+    out: Path
+    plan: Plan
+    say: Callable[..., None]
+    seconds: dict[str, float] = field(default_factory=dict)
+    scenes: dict[str, list[Scene]] = field(default_factory=dict)
+    manifests: dict[str, Path] = field(default_factory=dict)
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Say what begins, and keep its seconds."""
+        self.say(f"[{sum(self.seconds.values()):5.0f} s] {name}")
+        started = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - started
+
+    def artifact(self, name: str) -> Path:
+        """Where an artifact of this run lies."""
+        return self.out / "artifacts" / name
+
+    def extract(self, artifact: Artifact, split: str, name: str, *, seed: int = 0, latents: Path | None = None, dtype: str = "fp16") -> Store:
+        """One store of a split, with the options of `difffeat extract`."""
+        run = RunRecipe(seed=seed, store_dtype=dtype)
+        source, target = open_source(self.manifests[split]), self.out / "features" / f"{split}-{name}"
+        with open_engine(artifact) as engine:
+            options: dict[str, Any] = {"table": artifact.sweep_table(), "tokenizer": artifact.tokenizer, "latent_cache": latents}
+            extract(engine, source, target, run=run, batch_size=128, **options)
+        return Store.open(target)
+
+    def latents(self, split: str) -> Path:
+        """The latent cache of a split."""
+        return self.out / "features" / f"{split}-latents"
+
+
+def run_quickstart(output: Path, *, full: bool, say: Callable[..., None]) -> dict[str, Any]:
+    """Run everything into `output`; the table, the path of report.html, and all numbers."""
+    from difffeat.workflows.quickstart_report import write_report
+    from difffeat.workflows.quickstart_final import Chosen, read_test_once
+
+    run = Run(output, FULL if full else Plan(), say)
+    with run.step("drawing scenes"):
+        _write_scenes(run)
+    with run.step("loading the bundled weights"):
+        image, text = load_backbone("dit-digits"), load_backbone("plaid-digits")
+    with run.step("exporting the sweep graphs and checking their parity"):
+        artifacts = _export_sweeps(run, image, text)
+    with run.step("encoding latents, once for every timestep and block"):
+        for split in ("train", "validation"):
+            run.extract(artifacts["latents"], split, "latents", dtype="fp32")
+    with run.step("extracting the grid of blocks and timesteps"):
+        grids = _extract_grids(run, artifacts)
+    with run.step("probing the grid, searching, and the exhaustive pair grid for the regret"):
+        search, exhaustive, random_surface = _search(run, grids)
+    chosen = Chosen(search.image_tap, search.text_tap, _best_tap(*random_surface))
+    say(f"         chosen on validation: image {chosen.image_tap}, text {chosen.text_tap}; random backbone {chosen.random_tap}")
+    with run.step("exporting the chosen graphs"):
+        finals = _export_finals(run, image, text, chosen)
+    with run.step("reading the test split once: features, controls, fusion"):
+        findings = read_test_once(run, finals, chosen, artifacts["latents"], search)
+    with run.step("writing the report"):
+        result = {
+            "grid": {name: store.manifest["recipe"]["graph"]["timesteps"] for name, (store, _) in grids.items()},
+            "chosen": vars(chosen),
+            "search": search.to_dict(),
+            "exhaustive": {"pairs": len(exhaustive.trace), "best": [exhaustive.image_tap, exhaustive.text_tap], "value": exhaustive.value},
+            **findings.to_dict(),
+        }
+        report = write_report(run, search, exhaustive, random_surface, findings, artifacts)
+    result["seconds"] = run.seconds
+    metrics = write_metrics(output, result)
+    return {**result, "report": str(report), "metrics_file": str(metrics), "text": _text(findings, run, report, metrics)}
+
+
+def _write_scenes(run: Run) -> None:
+    for split, count in SPLIT_SIZES.items():
+        run.manifests[split], run.scenes[split] = write_split(run.out / "data", split, count)
+
+
+def _export_sweeps(run: Run, image: Backbone, text: Backbone) -> dict[str, Artifact]:
+    plan, depth = run.plan, image.depth
+    blocks = tuple(range(depth + 1))
+    control = random_backbone(image.weights)
+
+    def dit(name: str, weights: Any, vae: Any, kind: str, timesteps: tuple[float, ...]) -> Artifact:
+        options = ExportOptions(kind=kind, blocks=blocks, timesteps=timesteps, noising="random")
+        return export_dit(weights, vae, options, run.artifact(name), overwrite=True, say=_silent).artifact
+
+    options = ExportOptions(kind="text-sweep", blocks=plan.text_blocks, timesteps=plan.text_timesteps, noising="mean")
+    assert text.tokenizer is not None
+    return {
+        "latents": dit("dit-digits-latents", image.weights, image.vae, "latents", (0,)),
+        "image": dit("dit-digits-sweep", image.weights, None, "sweep", plan.image_timesteps),
+        "random": dit("dit-random-sweep", control, None, "sweep", plan.random_timesteps),
+        "text": export_plaid(text.weights, text.tokenizer, options, run.artifact("plaid-digits-sweep"), overwrite=True, say=_silent).artifact,
+    }
+
+
+def _extract_grids(run: Run, artifacts: dict[str, Artifact]) -> dict[str, tuple[Store, Store]]:
+    """Name -> (train, validation) stores of every tap; with several grid seeds, the later ones under `image-1`, `image-2`."""
+
+    def both(name: str, artifact: Artifact, seed: int, image: bool) -> tuple[Store, Store]:
+        first, second = (
+            run.extract(artifact, split, name, seed=seed, latents=run.latents(split) if image else None) for split in ("train", "validation")
+        )
+        return first, second
+
+    grids = {"image": both("image-grid", artifacts["image"], 0, True), "random": both("random-grid", artifacts["random"], 0, True)}
+    grids["text"] = both("text-grid", artifacts["text"], 0, False)
+    for seed in run.plan.grid_seeds[1:]:
+        grids[f"image-{seed}"] = both(f"image-grid-seed{seed}", artifacts["image"], seed, True)
+    return grids
+
+
+Surface = tuple[Grid, np.ndarray]
+
+
+def _search(run: Run, grids: dict[str, tuple[Store, Store]]) -> tuple[SearchResult, SearchResult, Surface]:
+    """Algorithm 1 on validation, its regret against all pairs, and the random backbone's own surface."""
+    splits = [Split.whole(grids["image"][part], grids["text"][part]) for part in (0, 1)]
+    evaluator = TapEvaluator(*splits, alphas=PAIR_ALPHAS)
+    others = [
+        TapEvaluator(*(Split.whole(grids[name][part], grids["text"][part]) for part in (0, 1)), alphas=PAIR_ALPHAS)
+        for name in grids
+        if name.startswith("image-")
+    ]
+
+    def eval_image(block: int, t: float) -> float:
+        """Averaged over the grid's noise seeds."""
+        return float(np.mean([one.image(block, t) for one in (evaluator, *others)]))
+
+    image_grid, text_grid = (Grid.of_taps(grids[name][0].taps) for name in ("image", "text"))
+    exhaustive = grid_search(evaluator.pair, image_grid=image_grid, text_grid=text_grid)
+    search = local_search(eval_image, evaluator.text, evaluator.pair, image_grid=image_grid, text_grid=text_grid, exhaustive=exhaustive.pairs)
+    random_evaluator = TapEvaluator(*(Split.whole(grids["random"][part], grids["text"][part]) for part in (0, 1)), alphas=PAIR_ALPHAS)
+    random_grid = Grid.of_taps(grids["random"][0].taps)
+    values = [[random_evaluator.image(block, t) for t in random_grid.timesteps] for block in random_grid.blocks]
+    return search, exhaustive, (random_grid, np.array(values))
+
+
+def _best_tap(grid: Grid, values: np.ndarray) -> str:
+    return grid.taps[int(values.argmax())]
+
+
+def _export_finals(run: Run, image: Backbone, text: Backbone, chosen: Any) -> dict[str, Artifact]:
+    """The graphs of the chosen taps, timestep baked in: what one would deploy. Block 0 rides along as a control."""
+    assert text.tokenizer is not None
+    image_block, t = parse_tap(chosen.image_tap)
+    text_block, text_t = parse_tap(chosen.text_tap)
+    random_block, random_t = parse_tap(chosen.random_tap)
+    control = random_backbone(image.weights)
+
+    def dit(name: str, weights: Any, block: int, timestep: float) -> Artifact:
+        options = ExportOptions(kind="from-latents", blocks=tuple(sorted({0, block})), timesteps=(timestep,), noising="random")
+        return export_dit(weights, None, options, run.artifact(name), overwrite=True, say=_silent).artifact
+
+    options = ExportOptions(kind="text", blocks=(text_block,), timesteps=(text_t,), noising="mean")
+    return {
+        "image": dit("dit-digits-chosen", image.weights, image_block, t),
+        "random": dit("dit-random-chosen", control, random_block, random_t),
+        "text": export_plaid(text.weights, text.tokenizer, options, run.artifact("plaid-digits-chosen"), overwrite=True, say=_silent).artifact,
+    }
+
+
+def _text(findings: Any, run: Run, report: Path, metrics: Path) -> str:
+    lines = ["", "mAP on test (2 000 scenes no model or choice has seen), ridge probes, 95 % intervals", ""]
+    lines += findings.table()
+    kept = sum(outcome.kept for outcome in findings.outcomes)
+    lines += ["", f"{kept} of {len(findings.outcomes)} expectations, stated before any model was trained, were kept:"]
+    lines += [f"  {'kept  ' if outcome.kept else 'BROKEN'}  {outcome.expected} ({outcome.evidence})" for outcome in findings.outcomes]
+    lines += ["", f"{sum(run.seconds.values()):.0f} s in all; {report} shows the heat maps and the search; all numbers: {metrics}"]
+    return "\n".join(lines)
+
+
+def _silent(message: str) -> None:
+    """Exports of the quickstart speak through its own steps."""
+
+
+def provenance() -> dict[str, Any]:
+    """How the bundled weights came about: attempts, samples, what they were chosen on."""
+    from difffeat.workflows.loading import BUNDLED
+
+    return json.loads((BUNDLED / "provenance.json").read_text())

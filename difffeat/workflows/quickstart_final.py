@@ -1,0 +1,223 @@
+"""The one reading of the test split: features of the chosen taps, the controls, fusion, and what came of the expectations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from difffeat.engines import Artifact
+from difffeat.probe.bootstrap import bootstrap_interval, paired_bootstrap
+from difffeat.probe.fusion import FusionProbe, PairedFeatures
+from difffeat.probe.linear import LinearProbe
+from difffeat.probe.search import SearchResult
+from difffeat.recipe import parse_tap
+from difffeat.workflows.expectations import Outcome, judge
+from difffeat.workflows.pairs import fit_ridge, percent_map
+from difffeat.workflows.quickstart_data import bag_of_words, named_share, raw_pixels
+from difffeat.workflows.scenes import multi_hot
+
+SPLITS = ("train", "validation", "test")
+LEARNING_RATES = (1e-3, 3e-3, 1e-2)
+SHUFFLE_SEED = 5
+
+Features = Mapping[str, np.ndarray]
+"""Features of one kind by split, each float32 [n, D]."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The taps that validation chose."""
+
+    image_tap: str
+    text_tap: str
+    random_tap: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table. `seeds` mAP (%) by noise seed; `low`, `high` of the first; `adam` mAP of the paper's probe, where it was trained."""
+
+    name: str
+    kind: str
+    seeds: tuple[float, ...]
+    low: float
+    high: float
+    adam: float | None = None
+
+    @property
+    def value(self) -> float:
+        """Mean over noise seeds."""
+        return float(np.mean(self.seeds))
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Everything that was measured on test."""
+
+    rows: tuple[Row, ...]
+    differences: Mapping[str, Mapping[str, float]]
+    outcomes: tuple[Outcome, ...]
+    named_share: float
+
+    def row(self, name: str) -> Row:
+        """A line by name."""
+        return next(row for row in self.rows if row.name == name)
+
+    def table(self) -> list[str]:
+        """Aligned text."""
+        lines = [f"  {'':34} {'mAP':>6}  {'95 % interval':15} {'noise seeds':22} {'Adam':>6}"]
+        for row in self.rows:
+            seeds = " ".join(f"{value:.1f}" for value in row.seeds) if len(row.seeds) > 1 else ""
+            adam = f"{row.adam:6.1f}" if row.adam is not None else ""
+            lines.append(f"  {row.name:34} {row.value:6.1f}  [{row.low:5.1f}, {row.high:5.1f}]  {seeds:22} {adam}")
+        return lines
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {
+            "reported_on": "test",
+            "selected_on": "validation",
+            "rows": [{**vars(row), "value": row.value} for row in self.rows],
+            "differences": {name: dict(value) for name, value in self.differences.items()},
+            "expectations": [vars(outcome) for outcome in self.outcomes],
+            "named_share": self.named_share,
+        }
+
+
+def read_test_once(run: Any, finals: Mapping[str, Artifact], chosen: Chosen, latents: Artifact, search: SearchResult) -> Findings:
+    """Extract the chosen taps on every split, fit on train, choose alpha on validation, score on test."""
+    run.extract(latents, "test", "latents", dtype="fp32")
+    labels = {split: multi_hot(run.scenes[split]) for split in SPLITS}
+    seeds = run.plan.final_seeds
+    by_seed = {seed: _stores(run, finals["image"], f"image-seed{seed}", seed) for seed in seeds}
+    image = {seed: {split: _array(store, chosen.image_tap) for split, store in stores.items()} for seed, stores in by_seed.items()}
+    t = chosen.image_tap.partition("/")[2]
+    text = {split: _array(run.extract(finals["text"], split, "text"), chosen.text_tap) for split in SPLITS}
+    random = {split: _array(store, chosen.random_tap) for split, store in _stores(run, finals["random"], "random", 0).items()}
+    cached = {split: _latents(run, split) for split in SPLITS}
+    words = {split: bag_of_words(run.scenes[split]) for split in SPLITS}
+    shuffled = {split: text[split][_permutation(len(text[split]))] for split in SPLITS}
+    kinds: dict[str, tuple[str, list[Features]]] = {
+        "image": ("main", [image[seed] for seed in seeds]),
+        "text": ("main", [text]),
+        "fused": ("main", [_both(image[seed], text) for seed in seeds]),
+        "raw pixels": ("control", [{split: raw_pixels(run.scenes[split]) for split in SPLITS}]),
+        "latents": ("control", [cached]),
+        "block 0": ("control", [{split: _array(store, f"b0/{t}") for split, store in by_seed[seeds[0]].items()}]),
+        "random backbone, its best tap": ("control", [random]),
+        "bag of words": ("control", [words]),
+        "raw latents + bag of words, fused": ("control", [_both(cached, words)]),
+        "fused, captions shuffled": ("control", [_both(image[seed], shuffled) for seed in seeds]),
+    }
+    adam = {
+        "image": _adam(image[seeds[0]], labels),
+        "text": _adam(text, labels),
+        "fused": _adam_fusion(image[seeds[0]], text, labels),
+    }
+    scores = {name: [_ridge_scores(features, labels) for features in parts] for name, (_, parts) in kinds.items()}
+    rows = tuple(_row(name, kind, scores[name], labels["test"], adam.get(name)) for name, (kind, _) in kinds.items())
+    differences = _differences(scores, labels["test"])
+    outcomes = judge(_judge(chosen, search, differences))
+    return Findings(rows, differences, tuple(outcomes), named_share(run.scenes["test"]))
+
+
+def _stores(run: Any, artifact: Artifact, name: str, seed: int) -> dict[str, Any]:
+    return {split: run.extract(artifact, split, name, seed=seed, latents=run.latents(split)) for split in SPLITS}
+
+
+def _array(store: Any, tap: str) -> np.ndarray:
+    return np.asarray(store[tap], np.float32)
+
+
+def _latents(run: Any, split: str) -> np.ndarray:
+    from difffeat.runtime.store import Store
+
+    return _array(Store.open(run.latents(split)), "latents")
+
+
+def _both(first: Features, second: Features) -> Features:
+    return {split: np.concatenate([first[split], second[split]], axis=1) for split in first}
+
+
+def _permutation(count: int) -> np.ndarray:
+    return np.random.Generator(np.random.PCG64(SHUFFLE_SEED)).permutation(count)
+
+
+def _ridge_scores(features: Features, labels: Mapping[str, np.ndarray]) -> np.ndarray:
+    probe = fit_ridge(features["train"], labels["train"], features["validation"], labels["validation"])
+    return probe.decision_function(features["test"])
+
+
+def _adam(features: Features, labels: Mapping[str, np.ndarray]) -> float:
+    """The paper's linear probe, its learning rate chosen on validation; mAP (%) on test."""
+    probes = [LinearProbe(lr=rate).fit(features["train"], labels["train"]) for rate in LEARNING_RATES]
+    best = max(probes, key=lambda probe: percent_map(labels["validation"], probe.decision_function(features["validation"])))
+    return percent_map(labels["test"], best.decision_function(features["test"]))
+
+
+def _adam_fusion(image: Features, text: Features, labels: Mapping[str, np.ndarray]) -> float:
+    """The paper's fusion: projection to 512 and addition; learning rate chosen on validation; mAP (%) on test."""
+    pairs = {split: PairedFeatures(image[split], text[split]) for split in SPLITS}
+    probes = [FusionProbe(lr=rate).fit(pairs["train"], labels["train"]) for rate in LEARNING_RATES]
+    best = max(probes, key=lambda probe: percent_map(labels["validation"], probe.decision_function(pairs["validation"])))
+    return percent_map(labels["test"], best.decision_function(pairs["test"]))
+
+
+def _row(name: str, kind: str, scores: list[np.ndarray], labels: np.ndarray, adam: float | None) -> Row:
+    interval = bootstrap_interval(labels, scores[0], rng=_rng())
+    return Row(name, kind, tuple(percent_map(labels, one) for one in scores), 100 * interval.low, 100 * interval.high, adam)
+
+
+COMPARISONS = {
+    "image - raw pixels": ("image", "raw pixels"),
+    "image - random backbone": ("image", "random backbone, its best tap"),
+    "image - block 0": ("image", "block 0"),
+    "text - bag of words": ("text", "bag of words"),
+    "fused - image": ("fused", "image"),
+    "fused - text": ("fused", "text"),
+    "fused - latents and words": ("fused", "raw latents + bag of words, fused"),
+    "shuffled - image": ("fused, captions shuffled", "image"),
+}
+
+
+def _differences(scores: Mapping[str, list[np.ndarray]], labels: np.ndarray) -> dict[str, dict[str, float]]:
+    """Paired bootstrap of the first noise seed, in points of mAP."""
+    found = {}
+    for name, (first, second) in COMPARISONS.items():
+        paired = paired_bootstrap(labels, scores[first][0], scores[second][0], rng=_rng())
+        found[name] = {"difference": 100 * paired.difference, "low": 100 * paired.low, "high": 100 * paired.high}
+    return found
+
+
+def _judge(chosen: Chosen, search: SearchResult, differences: Mapping[str, Mapping[str, float]]) -> dict[str, tuple[bool, str]]:
+    regret = 100 * (search.regret or 0.0)
+    last = max(block for block, _ in (parse_tap(e.taps[0]) for e in search.trace if e.kind == "image"))
+    image_block, image_t = parse_tap(chosen.image_tap)
+    _, text_t = parse_tap(chosen.text_tap)
+    return {
+        "image-block-inside": (0 < image_block < last, f"block {image_block} of {last}"),
+        "image-timestep-noisy": (image_t > 0, f"t = {image_t:g}"),
+        "text-timestep-clean": (text_t == 0, f"t = {text_t:g}"),
+        "image-above-pixels": _above(differences["image - raw pixels"]),
+        "image-above-random": _above(differences["image - random backbone"]),
+        "fused-above-image": _above(differences["fused - image"]),
+        "fused-above-text": _above(differences["fused - text"]),
+        "fused-above-latents-and-words": _above(differences["fused - latents and words"]),
+        "shuffled-falls-back": (differences["shuffled - image"]["difference"] <= 1.0, _said(differences["shuffled - image"])),
+        "search-regret-small": (regret <= 0.5, f"regret {regret:.2f} points on validation"),
+    }
+
+
+def _above(difference: Mapping[str, float]) -> tuple[bool, str]:
+    return difference["low"] > 0, _said(difference)
+
+
+def _said(difference: Mapping[str, float]) -> str:
+    return f"{difference['difference']:+.1f} points [{difference['low']:+.1f}, {difference['high']:+.1f}]"
+
+
+def _rng() -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64(0))
