@@ -102,7 +102,7 @@ def _plaid(weights: str | None, tokenizer: str | None, sha256: str | None, seed:
         loaded = load_plaid(weights, sha256=sha256)
     if tokenizer is None and weights != "random":
         raise ConfigError("Plaid needs its tokenizer: pass --tokenizer owt2_tokenizer.json (it comes with the weights).")
-    content = load_tokenizer_file(tokenizer, vocab=loaded.config.vocab) if tokenizer else _counting_tokenizer(loaded.config.vocab)
+    content = load_tokenizer_file(tokenizer, vocab=loaded.config.vocab) if tokenizer else counting_tokenizer(loaded.config.vocab)
     return Backbone("plaid", loaded, tokenizer=content)
 
 
@@ -122,7 +122,7 @@ def _digits(
     return Backbone("plaid", random_plaid(plaid.config, seed=seed) if weights == "random" else plaid, tokenizer=content)
 
 
-def _counting_tokenizer(vocab: int) -> bytes:
+def counting_tokenizer(vocab: int) -> bytes:
     """A tokenizer for random weights, where no published one fits: every word is `<n>`."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
