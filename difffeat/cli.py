@@ -6,6 +6,7 @@ Every option can also be set as an environment variable DIFFFEAT_<OPTION>, or in
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +15,9 @@ import typer
 
 from difffeat.errors import ConfigError, DifffeatError
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, help="Features from diffusion transformers.")
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, help="Features from diffusion transformers."
+)
 bench_app = typer.Typer(no_args_is_help=True, help="Measured claims: every speed figure comes from here.")
 store_app = typer.Typer(no_args_is_help=True, help="Look into a feature store and check it.")
 app.add_typer(bench_app, name="bench")
@@ -71,9 +74,9 @@ def export(
     from difffeat.workflows.commands import run_export
 
     report = run_export(
-        model, weights, vae=vae, tokenizer=tokenizer, blocks=blocks, timestep=timestep, graph=graph, noising=noising, noise_seed=noise_seed, label=label,
-        pooling=pooling, dtype=dtype, heads=heads, timestep_embedding=timestep_embedding, revision=revision, sha256=sha256, seed=seed, output=output,
-        overwrite=overwrite, say=_say(as_json),
+        model, weights, vae=vae, tokenizer=tokenizer, blocks=blocks, timestep=timestep, graph=graph, noising=noising, noise_seed=noise_seed,
+        label=label, pooling=pooling, dtype=dtype, heads=heads, timestep_embedding=timestep_embedding, revision=revision, sha256=sha256, seed=seed,
+        output=output, overwrite=overwrite, say=_say(as_json),
     )  # fmt: skip
     _emit(report, as_json)
 
@@ -107,9 +110,10 @@ def extract(
     from difffeat.workflows.commands import run_extract
 
     result = run_extract(
-        artifact, source, output, engine=engine, device=device, threads=threads, batch_size=batch_size, shard_size=shard_size, num_workers=num_workers,
-        seed=seed, draws=draws, preprocess=preprocess, captions=captions, truncate=truncate, store_dtype=store_dtype, latents=latents, images=images,
-        coco_captions=coco_captions, max_bad_fraction=max_bad_fraction, executor=executor, overwrite=overwrite, say=_say(as_json),
+        artifact, source, output, engine=engine, device=device, threads=threads, batch_size=batch_size, shard_size=shard_size,
+        num_workers=num_workers, seed=seed, draws=draws, preprocess=preprocess, captions=captions, truncate=truncate, store_dtype=store_dtype,
+        latents=latents, images=images, coco_captions=coco_captions, max_bad_fraction=max_bad_fraction, executor=executor, overwrite=overwrite,
+        say=_say(as_json),
     )  # fmt: skip
     _emit(result, as_json)
     raise typer.Exit(result["exit_code"])
@@ -138,7 +142,9 @@ def fuse(
     text_store: Annotated[Path, typer.Argument(help="Text features of the same samples.")],
     image_tap: Annotated[str | None, typer.Option(help="Image tap; needed when the store has several.")] = None,
     text_tap: Annotated[str | None, typer.Option(help="Text tap; needed when the store has several.")] = None,
-    test_image: Annotated[Path | None, typer.Option(help="Image store to report on; read once. Default: a seeded fifth of the training rows.")] = None,
+    test_image: Annotated[
+        Path | None, typer.Option(help="Image store to report on; read once. Default: a seeded fifth of the training rows.")
+    ] = None,
     test_text: Annotated[Path | None, typer.Option(help="Text store to report on.")] = None,
     fusion: Annotated[str, typer.Option(help="add (the paper's) or concat.")] = "add",
     width: Annotated[int, typer.Option(help="Shared width of the projections.")] = 512,
@@ -150,8 +156,8 @@ def fuse(
     from difffeat.workflows.probing import run_fuse
 
     result = run_fuse(
-        image_store, text_store, image_tap=image_tap, text_tap=text_tap, test_image=test_image, test_text=test_text, fusion=fusion, width=width, seed=seed,
-        output=output,
+        image_store, text_store, image_tap=image_tap, text_tap=text_tap, test_image=test_image, test_text=test_text, fusion=fusion, width=width,
+        seed=seed, output=output,
     )  # fmt: skip
     _emit(result, as_json)
 
@@ -279,6 +285,9 @@ def command() -> Any:
 
 def main() -> None:
     """Entry point: errors of ours end with their message and exit code, never with a traceback."""
+    for number in (signal.SIGTERM, *((signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ())):
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)  # a scheduler's stop is handled like Ctrl-C: finished shards are kept
     try:
         command()(standalone_mode=True)
     except DifffeatError as error:

@@ -33,6 +33,7 @@ One class for each failure that a caller can act on; the message says what happe
     │   ├── StoreMismatch                resume with another configuration; every difference is named
     │   ├── StoreLocked                  another process is writing
     │   ├── StoreIncomplete           4  shards are missing; resume the extraction
+    │   ├── StoreWriteError           4  the disk refused a write (full, failing, read-only); resumable (also an OSError)
     │   └── StoreCorrupt              5  bytes are not what the receipts say
     ├── TooManyBadSamples             4  quarantine beyond --max-bad-fraction
     ├── Interrupted                   4  stopped by the user; resumable
@@ -42,6 +43,8 @@ Exit codes of the commands: 0 fine, 3 finished with quarantined samples, the res
 """
 
 from __future__ import annotations
+
+import importlib.util
 
 EXIT_OK = 0
 EXIT_QUARANTINE = 3
@@ -74,6 +77,13 @@ class MissingExtra(DifffeatError, ImportError):
         super().__init__(f"{purpose} needs {library}, which is not installed. Run: pip install 'difffeat[{extra}]'")
         self.library = library
         self.extra = extra
+
+
+def require(extra: str, purpose: str, *libraries: str) -> None:
+    """Raises MissingExtra for the first library that is not installed; imports none of them."""
+    for library in libraries:
+        if importlib.util.find_spec(library) is None:
+            raise MissingExtra(library, extra, purpose)
 
 
 class WeightsError(DifffeatError):
@@ -184,6 +194,12 @@ class StoreLocked(StoreError):
 
 class StoreIncomplete(StoreError):
     """Shards are missing."""
+
+    exit_code = 4
+
+
+class StoreWriteError(StoreError, OSError):
+    """The disk refused a write: full, failing or read-only. What was finished is kept."""
 
     exit_code = 4
 

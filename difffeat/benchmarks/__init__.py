@@ -1,0 +1,1 @@
+"""Measured claims: every speed figure comes from here."""

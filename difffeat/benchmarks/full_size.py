@@ -43,7 +43,9 @@ def export(folder: Path, model: str) -> dict[str, Any]:
         parities = {**report.parity.taps, **alone.parity.taps}
     else:
         options = ExportOptions(kind="text", blocks=(10, 20), timesteps=(0,), noising="mean")
-        report = export_plaid(backbone.weights, backbone.tokenizer or b"", options, folder / "artifact-plaid", overwrite=True, say=_log, check_samples=2)
+        report = export_plaid(
+            backbone.weights, backbone.tokenizer or b"", options, folder / "artifact-plaid", overwrite=True, say=_log, check_samples=2
+        )
         parities = dict(report.parity.taps)
     return {
         "seconds": report.seconds,

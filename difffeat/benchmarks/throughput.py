@@ -59,7 +59,9 @@ def export_for_timing(backbone: Backbone, block: int, out: Path, say: Callable[.
     return export_plaid(backbone.weights, backbone.tokenizer, options, out, say=say, check_samples=2).artifact
 
 
-def time_artifact(backbone: Backbone, artifact: Artifact, *, batch_size: int, repeats: int, threads: int, torch_engine: bool = True) -> dict[str, Any]:
+def time_artifact(
+    backbone: Backbone, artifact: Artifact, *, batch_size: int, repeats: int, threads: int, torch_engine: bool = True
+) -> dict[str, Any]:
     """Time an exported graph beside the eager, unfolded network on the same random inputs (never zeros)."""
     import torch
 
@@ -174,7 +176,8 @@ def _result(artifact: Artifact, timings: list[Timing], batch_size: int, threads:
     recipe = artifact.recipe
     per = f"caption of {CAPTION_LENGTH} tokens" if recipe.family == "plaid" else "image"
     title = (
-        f"{recipe.backbone}, block {recipe.blocks[0]}, t = {format_timestep(recipe.timesteps[0])}: seconds per {per}, batch {batch_size}, {threads} threads, "
+        f"{recipe.backbone}, block {recipe.blocks[0]}, t = {format_timestep(recipe.timesteps[0])}: seconds per {per}, batch {batch_size}, {threads} "
+        f"threads, "
         f"median of {len(timings[0].seconds)} paired rounds"
     )
     return {

@@ -13,10 +13,13 @@ __all__ = ["ENGINES", "Artifact", "Engine", "TensorSpec", "open_engine"]
 ENGINES = ("ort", "torch", "trt", "rtx")
 
 
-def open_engine(artifact: Artifact | str | Path, engine: str = "ort", *, device: str = "cpu", threads: int | None = None, graph: str = "model") -> Engine:
+def open_engine(
+    artifact: Artifact | str | Path, engine: str = "ort", *, device: str = "cpu", threads: int | None = None, graph: str = "model"
+) -> Engine:
     """Open a graph of an artifact for running; use the result with `with`.
 
-    **Arguments:** `engine` one of `ENGINES`; `device` `cpu`, `cuda`, `cuda:<n>`; `graph` `model`, or `latents` for the VAE beside a graph that takes latents.
+    **Arguments:** `engine` one of `ENGINES`; `device` `cpu`, `cuda`, `cuda:<n>`; `graph` `model`, or `latents` for the VAE beside a graph that takes
+    latents.
 
     Raises ConfigError, NotYetAvailable, GraphError and EngineError with their subclasses.
     """

@@ -59,7 +59,7 @@ class Artifact:
 
     @property
     def latents_graph(self) -> Path | None:
-        """pixels -> latents, where the main graph takes latents and a VAE was exported beside it."""
+        """Pixels -> latents, where the main graph takes latents and a VAE was exported beside it."""
         return self._optional(LATENTS_FILE)
 
     @property
@@ -213,14 +213,14 @@ def _external_end(tensor: Any, expected: str, path: Path) -> int:
     if len(place) != len(tensor.external_data):
         raise UnsafeGraph(f"{path}: tensor {tensor.name!r} says twice where its data lie, and readers may differ on which they take. Export again.")
     if place.get("location") != expected:
-        raise UnsafeGraph(f"{path}: tensor {tensor.name!r} wants external data from {place.get('location')!r}; only {expected!r} beside the graph is allowed.")
+        raise UnsafeGraph(
+            f"{path}: tensor {tensor.name!r} wants external data from {place.get('location')!r}; only {expected!r} beside the graph is allowed."
+        )
     offset, length = _whole(place.get("offset", "0")), _whole(place.get("length", ""))
     if offset is None or length is None:
         raise UnsafeGraph(f"{path}: tensor {tensor.name!r} has an ill-formed offset or length. Export again.")
     if length != _nbytes(tensor, path):
-        raise UnsafeGraph(
-            f"{path}: tensor {tensor.name!r} claims {length} bytes at {offset}, its shape needs {_nbytes(tensor, path)}. Export again."
-        )
+        raise UnsafeGraph(f"{path}: tensor {tensor.name!r} claims {length} bytes at {offset}, its shape needs {_nbytes(tensor, path)}. Export again.")
     return offset + length
 
 
@@ -241,7 +241,9 @@ def _nbytes(tensor: Any, path: Path) -> int:
 
 
 def _tensors(model: Any) -> list[Any]:
-    """Every tensor of a model, wherever it hides: initializers (sparse ones too), and constants in the attributes of nodes, subgraphs and functions."""
+    """Every tensor of a model, wherever it hides: initializers (sparse ones too), and constants in the attributes of nodes, subgraphs and
+    functions.
+    """
     found: list[Any] = []
     graphs = [model.graph, *(g for info in model.training_info for g in (info.initialization, info.algorithm))]
     nodes = [node for function in model.functions for node in function.node]

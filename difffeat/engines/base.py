@@ -41,8 +41,16 @@ class Engine(Protocol):
     recipe: GraphRecipe
     digest: str
     """SHA-256 of the graph file(s) it was opened from."""
-    inputs: Mapping[str, TensorSpec]
-    outputs: Mapping[str, TensorSpec]
+
+    @property
+    def inputs(self) -> Mapping[str, TensorSpec]:
+        """What `run` must be given, by name."""
+        ...
+
+    @property
+    def outputs(self) -> Mapping[str, TensorSpec]:
+        """What it gives back, by name."""
+        ...
 
     def __enter__(self) -> Self: ...
 

@@ -93,7 +93,9 @@ def _checked_device(torch: Any, device: str) -> str:
     if kind == "cpu":
         return "cpu"
     if not torch.cuda.is_available() or int(number or 0) >= torch.cuda.device_count():
-        raise ProviderMissing(f"{device} was asked for, but torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices. Pass --device cpu.")
+        raise ProviderMissing(
+            f"{device} was asked for, but torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices. Pass --device cpu."
+        )
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     return f"cuda:{number or 0}"

@@ -56,6 +56,7 @@ class OrtEngine:
         return session
 
     def _true_device(self, provider: str, options: dict[str, str]) -> str:
+        assert self._session is not None
         running = self._session.get_providers()
         if running[0] != provider:
             raise ProviderMissing(
@@ -103,5 +104,7 @@ def provider_for(device: str) -> tuple[str, dict[str, str]]:
 def _translated(error: Exception, what: str) -> EngineError:
     text = str(error)
     if isinstance(error, MemoryError) or any(word in text.lower() for word in _MEMORY_WORDS):
-        return OutOfMemory(f"{what}: out of memory. Finished shards are kept; run again with a smaller --batch-size and --overwrite, or on a larger device.")
+        return OutOfMemory(
+            f"{what}: out of memory. Finished shards are kept; run again with a smaller --batch-size and --overwrite, or on a larger device."
+        )
     return EngineError(f"{what}: {text}")

@@ -1,0 +1,1 @@
+"""From weights to truncated, folded torch modules to ONNX graphs."""

@@ -1,4 +1,6 @@
-"""From a recipe to the module of its graph, still without weights; to be filled from a checkpoint (export) or from a graph's own weights (torch engine)."""
+"""From a recipe to the module of its graph, still without weights; to be filled from a checkpoint (export) or from a graph's own weights (torch
+engine).
+"""
 
 from __future__ import annotations
 

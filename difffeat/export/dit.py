@@ -1,7 +1,9 @@
+# pyright: reportIndexIssue=false, reportCallIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false
+# To a type checker every attribute of an nn.Module is `Tensor | Module`.
 """The diffusion transformer DiT, as published, with its blocks in the open.
 
-Peebles & Xie, *Scalable Diffusion Models with Transformers* (2023). Parameter names are those of the original state dict, so a checkpoint loads without
-renaming. This is the *unfolded* network: the reference for parity, the eager baseline, and what the small backbone is trained with.
+Peebles & Xie, *Scalable Diffusion Models with Transformers* (2023). Parameter names are those of the original state dict, so a checkpoint loads
+without renaming. This is the *unfolded* network: the reference for parity, the eager baseline, and what the small backbone is trained with.
 
 Shape legend: B batch, N tokens = (input_size / patch)², D width, H heads, K = D / H, C latent channels, S latent side.
 """
@@ -141,7 +143,8 @@ class DiT(nn.Module):
     """The whole network.
 
     **Arguments:** depth L, width D, heads H, patch, input_size S (latent side), in_channels C, out_channels (noise and variance: 2C), num_classes
-    (the null label is `num_classes`), mlp_ratio, `timestep_embedding` (`original` or `diffusers`, which also changes the eps of the MLP's norm to 1e-5).
+    (the null label is `num_classes`), mlp_ratio, `timestep_embedding` (`original` or `diffusers`, which also changes the eps of the MLP's norm to
+    1e-5).
     """
 
     def __init__(
@@ -176,7 +179,7 @@ class DiT(nn.Module):
         return cls(**{name: getattr(config, name) for name in names})
 
     def conditioning(self, t_B: Tensor, label_B: Tensor) -> Tensor:
-        """c = time embedding + label embedding; [B, D]."""
+        """C = time embedding + label embedding; [B, D]."""
         return self.t_embedder(t_B) + self.y_embedder(label_B)
 
     def residual_stream(self, z_BCSS: Tensor, t_B: Tensor, label_B: Tensor) -> Iterator[Tensor]:

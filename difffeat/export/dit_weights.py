@@ -132,7 +132,9 @@ def infer_config(tensors: Mapping[str, Tensor], what: str, *, heads: int | None,
     except (ValueError, ZeroDivisionError):
         raise CheckpointMismatch(f"{what}: its tensors do not have a DiT's number of dimensions.") from None
     if heads is None and (depth, width) not in _HEADS:
-        raise CheckpointMismatch(f"{what} has {depth} blocks of width {width}, no published size; the file does not say how many heads: pass --heads.")
+        raise CheckpointMismatch(
+            f"{what} has {depth} blocks of width {width}, no published size; the file does not say how many heads: pass --heads."
+        )
     side = round(tokens**0.5)
     geometry = DiTConfig(
         name=name or f"dit-{depth}x{width}-{patch}-{side * patch * 8}",
@@ -205,7 +207,7 @@ _ENDS = {"pos_embed.proj": "x_embedder.proj", "proj_out_1": "final_layer.adaLN_m
 
 
 def from_diffusers(tensors: Mapping[str, Tensor], folder_config: Mapping[str, Any], what: str) -> dict[str, Tensor]:
-    """diffusers' names to the original ones.
+    """Diffusers' names to the original ones.
 
     The embedders, which diffusers repeats in every block, must be the same everywhere; positions, which it does not store, are the published table.
 
@@ -237,7 +239,9 @@ def _positions(projection: Tensor, folder_config: Mapping[str, Any], what: str) 
     size = folder_config.get("sample_size")
     patch = projection.shape[-1]
     if not isinstance(size, int) or size < patch or size % patch:
-        raise CheckpointMismatch(f"{what}: config.json must give the latents' side as sample_size, a multiple of the patch ({patch}); it says {size!r}.")
+        raise CheckpointMismatch(
+            f"{what}: config.json must give the latents' side as sample_size, a multiple of the patch ({patch}); it says {size!r}."
+        )
     return torch.tensor(sincos_position_embedding(projection.shape[0], size // patch), dtype=torch.float32)[None]
 
 

@@ -1,7 +1,9 @@
+# pyright: reportIndexIssue=false, reportCallIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false, reportOperatorIssue=false, reportOptionalSubscript=false, reportOptionalMemberAccess=false
+# To a type checker every attribute of an nn.Module is `Tensor | Module`.
 """Folding: at a fixed timestep and label, everything that adaLN computes is a constant.
 
-1 + scale and shift become the LayerNorm's own affine; the gates go into the linear before the residual; Plaid's residual scale goes into its two output maps,
-its input scale into the input map. All in float64, stored in float32.
+1 + scale and shift become the LayerNorm's own affine; the gates go into the linear before the residual; Plaid's residual scale goes into its two
+output maps, its input scale into the input map. All in float64, stored in float32.
 """
 
 from __future__ import annotations

@@ -1,6 +1,9 @@
+# pyright: reportIndexIssue=false, reportCallIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false
+# To a type checker every attribute of an nn.Module is `Tensor | Module`.
 """The truncated, folded backbones: plain pre-norm transformers whose pooled residual streams are the features.
 
-With `swept=True` the timestep stays an input: what folding would have made constant (modulations, γ embedding) is fed from a table that was computed at export.
+With `swept=True` the timestep stays an input: what folding would have made constant (modulations, γ embedding) is fed from a table that was computed
+at export.
 
 Shape legend: B batch, N image tokens, S text tokens, D width, k blocks kept, C latent channels, E embedding width.
 """

@@ -206,7 +206,7 @@ def _exported(spec: GraphSpec) -> Any:
 
 @contextlib.contextmanager
 def _quiet_loggers() -> Any:
-    """onnxscript's optimiser reports every step; only errors are wanted."""
+    """Onnxscript's optimiser reports every step; only errors are wanted."""
     loggers = [logging.getLogger(name) for name in ("onnxscript", "torch.onnx", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -43,7 +43,8 @@ def download(repository: str, *, option: str, subfolder: str | None, revision: s
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointNotFound(
-            f"{repository} could not be fetched from the hub ({type(error).__name__}: {reason}). With no network, download the files on another machine "
+            f"{repository} could not be fetched from the hub ({type(error).__name__}: {reason}). With no network, download the files on another "
+            f"machine "
             f"and pass {option} PATH (a .pt or .safetensors file, or a diffusers folder); HF_HOME, HF_TOKEN and HF_HUB_OFFLINE are honoured."
         ) from None
     return folder

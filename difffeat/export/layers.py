@@ -58,7 +58,9 @@ def pool_tokens(x_BND: Tensor, pooling: str) -> Tensor:
     side = math.isqrt(x_BND.shape[1])
     half = side // 2
     grid = x_BND.unflatten(1, (side, side))
-    cells = [grid[:, rows, columns].mean(dim=(1, 2)) for rows in (slice(0, half), slice(half, side)) for columns in (slice(0, half), slice(half, side))]
+    cells = [
+        grid[:, rows, columns].mean(dim=(1, 2)) for rows in (slice(0, half), slice(half, side)) for columns in (slice(0, half), slice(half, side))
+    ]
     return torch.cat(cells, dim=-1)
 
 

@@ -1,7 +1,8 @@
 """The diffusion language model Plaid, with its blocks in the open.
 
-Gulrajani & Hashimoto, *Likelihood-Based Diffusion Language Models* (2023), from the published description and tensor shapes. Parameter names are those of the
-published state dicts. This is the *unfolded* network: the reference for parity, the eager baseline, and what the small backbone is trained with.
+Gulrajani & Hashimoto, *Likelihood-Based Diffusion Language Models* (2023), from the published description and tensor shapes. Parameter names are
+those of the published state dicts. This is the *unfolded* network: the reference for parity, the eager baseline, and what the small backbone is
+trained with.
 
 Shape legend: B batch, S tokens, D width, H heads, K = 64, E embedding width, V vocabulary.
 """
@@ -33,7 +34,7 @@ def rotary_inverse_frequencies() -> np.ndarray:
 
 
 def rotary_tables(length: int) -> tuple[np.ndarray, np.ndarray]:
-    """cos and sin, float32 [S, 64], for positions 0..S−1 and the rotate-half layout."""
+    """Cos and sin, float32 [S, 64], for positions 0..S−1 and the rotate-half layout."""
     angles = np.arange(length)[:, None] * rotary_inverse_frequencies()[None, :]
     angles = np.concatenate([angles, angles], axis=1)
     return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
@@ -142,9 +143,9 @@ class Plaid(nn.Module):
         prior = (torch.sigmoid(-gamma_B).sqrt() / torch.sigmoid(gamma_B)).to(z_BSE.dtype)
         return logits + prior[:, None, None] * (z_BSE @ embeddings_VE.T)
 
-    def forward(self, z_BSE: Tensor, gamma_B: Tensor, embeddings_VE: Tensor, mask_BS: Tensor | None = None, selfcond_BSE: Tensor | None = None) -> Tensor:
+    def forward(
+        self, z_BSE: Tensor, gamma_B: Tensor, embeddings_VE: Tensor, mask_BS: Tensor | None = None, selfcond_BSE: Tensor | None = None
+    ) -> Tensor:
         """Logits [B, S, V] of the clean tokens."""
-        x = z_BSE
-        for x in self.residual_stream(z_BSE, gamma_B, mask_BS, selfcond_BSE):
-            pass
-        return self.head(x, z_BSE, gamma_B, embeddings_VE)
+        *_, x_BSD = self.residual_stream(z_BSE, gamma_B, mask_BS, selfcond_BSE)
+        return self.head(x_BSD, z_BSE, gamma_B, embeddings_VE)

@@ -45,7 +45,8 @@ PLAID_1B = PlaidConfig(name="plaid-1b", depth=24, width=2048, vocab=32768)
 
 
 def load_plaid(path: str | Path, *, name: str | None = None, sha256: str | None = None, max_length: int = 1024) -> PlaidWeights:
-    """Load a Plaid from its folder (`noise_schedule`, `gamma_bounds`, `embedding_matrix`, `model`; .pt or .safetensors), or one prefixed safetensors file.
+    """Load a Plaid from its folder (`noise_schedule`, `gamma_bounds`, `embedding_matrix`, `model`; .pt or .safetensors), or one prefixed safetensors
+    file.
 
     `sha256` pins `model.*`, or the one file. Raises CheckpointNotFound, CheckpointMismatch, UntrustedFile.
     """

@@ -1,3 +1,5 @@
+# pyright: reportIndexIssue=false, reportCallIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false
+# To a type checker every attribute of an nn.Module is `Tensor | Module`.
 """The reference that every exported graph is held against: the *unfolded* backbones in fp32, as published, run in torch block by block."""
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ def unfolded_plaid(weights: Any) -> Plaid:
 
 
 def unfolded_vae(vae: Any) -> nn.Module:
-    """diffusers' AutoencoderKL with the encoder's tensors of `VAEWeights`; its decoder stays on the meta device."""
+    """Diffusers' AutoencoderKL with the encoder's tensors of `VAEWeights`; its decoder stays on the meta device."""
     from diffusers import AutoencoderKL
 
     with torch.device("meta"):

@@ -57,14 +57,18 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 def _read_pickle(path: Path) -> Any:
     version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
     if version < (2, 10):
-        raise UntrustedFile(f"reading {path.suffix} files safely needs torch 2.10 or newer, this is {torch.__version__}. Upgrade torch, or convert to safetensors.")
+        raise UntrustedFile(
+            f"reading {path.suffix} files safely needs torch 2.10 or newer, this is {torch.__version__}. Upgrade torch, or convert to safetensors."
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # torch warns of foreign pickle protocols just before it refuses them
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         reason = str(error).splitlines()[0]
-        raise UntrustedFile(f"{path} wants to run code or holds more than tensors, so it was not opened ({reason}). Convert it to safetensors.") from None
+        raise UntrustedFile(
+            f"{path} wants to run code or holds more than tensors, so it was not opened ({reason}). Convert it to safetensors."
+        ) from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
         raise CheckpointMismatch(f"{path} is no readable torch file ({type(error).__name__}: {error}). Download it again.") from None
 
@@ -88,7 +92,11 @@ def check_keys(found: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ..
         problems.append(f"missing: {_few(missing)}")
     if surplus := sorted(set(found) - set(expected)):
         problems.append(f"surplus: {_few(surplus)}")
-    wrong = [f"{k} (expected {list(expected[k])}, found {list(found[k].shape)})" for k in sorted(set(expected) & set(found)) if tuple(found[k].shape) != expected[k]]
+    wrong = [
+        f"{k} (expected {list(expected[k])}, found {list(found[k].shape)})"
+        for k in sorted(set(expected) & set(found))
+        if tuple(found[k].shape) != expected[k]
+    ]
     if wrong:
         problems.append(f"wrong shape: {_few(wrong)}")
     if problems:
@@ -101,7 +109,7 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().to(torch.float32).contiguous()
         total.update(f"{name}:{list(tensor.shape)}\n".encode())
-        total.update(memoryview(tensor.numpy()).cast("B") if tensor.numel() else b"")
+        total.update(memoryview(tensor.numpy().data).cast("B") if tensor.numel() else b"")
     return total.hexdigest()
 
 

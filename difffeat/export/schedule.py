@@ -1,6 +1,7 @@
 """Noise schedules: DiT's variance-preserving β schedule and Plaid's learned γ(t). Everything in float64.
 
-Conventions: z_t = α_t z + σ_t ε with α² + σ² = 1; log-SNR = ln(α²/σ²). DiT's t runs over 0..999, Plaid's over 0.0..1.0; in both, more t is more noise.
+Conventions: z_t = α_t z + σ_t ε with α² + σ² = 1; log-SNR = ln(α²/σ²). DiT's t runs over 0..999, Plaid's over 0.0..1.0; in both, more t is more
+noise.
 """
 
 from __future__ import annotations

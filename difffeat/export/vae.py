@@ -1,7 +1,7 @@
 """The encoder of a Stable-Diffusion-type autoencoder: uint8 pixels to clean, scaled latents.
 
-The network is diffusers' own encoder; ours is what goes around it: normalising pixels, keeping the posterior mean only, and folding the scaling factor into the
-last convolution.
+The network is diffusers' own encoder; ours is what goes around it: normalising pixels, keeping the posterior mean only, and folding the scaling
+factor into the last convolution.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def fill_encoder(model: VaeEncoder, tensors: Mapping[str, Tensor], scaling_facto
 
 
 def downsampling(config: Mapping[str, Any]) -> int:
-    """f of an f-fold autoencoder: 2 to the number of its resolutions less one."""
+    """F of an f-fold autoencoder: 2 to the number of its resolutions less one."""
     return 2 ** (len(config.get("block_out_channels", (64,))) - 1)
 
 

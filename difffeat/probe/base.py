@@ -139,9 +139,7 @@ class Probe:
         if not hasattr(self, "classes_"):
             raise ProbeError(f"this {type(self).__name__} is not fitted yet: call fit(features, labels) first")
 
-    def _begin(
-        self, x: FeatureMatrix, y: Any, rows: np.ndarray | None, classes: Sequence[str] | None
-    ) -> tuple[np.ndarray, tuple[str, ...]]:
+    def _begin(self, x: FeatureMatrix, y: Any, rows: np.ndarray | None, classes: Sequence[str] | None) -> tuple[np.ndarray, tuple[str, ...]]:
         """(labels bool [n, C], names of the classes) of a fit, checked against the features."""
         count = row_count(x, rows)
         targets = one_hot(y, None if classes is None else len(classes))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from difffeat.errors import MissingExtra, ProbeError
+from difffeat.errors import ProbeError
 from difffeat.probe.data import FeatureMatrix, as_multi_hot, row_chunks, row_count
 from difffeat.probe.standardize import Standardizer
 
@@ -18,7 +18,8 @@ MAX_SAMPLES = 5000
 @dataclass(frozen=True)
 class ClusterScores:
     """`silhouette` in -1..1 and `calinski_harabasz` are better when higher, `davies_bouldin` when lower; of `samples` rows in `clusters`
-    classes."""
+    classes.
+    """
 
     silhouette: float
     davies_bouldin: float
@@ -53,16 +54,12 @@ def cluster_scores(
 
     Raises ProbeError unless there are at least two classes and more samples than classes.
     """
-    try:
-        from sklearn import metrics
-    except ImportError:
-        raise MissingExtra("scikit-learn", "probe", "scoring clusters") from None
+    from sklearn import metrics
+
     held, numbers = _sample(x, classes, rows, standardize, max_samples, seed)
     clusters = len(np.unique(numbers))
     if not 2 <= clusters < len(held):
-        raise ProbeError(
-            f"cluster scores need at least 2 classes and more samples than classes, got {clusters} classes and {len(held)} samples"
-        )
+        raise ProbeError(f"cluster scores need at least 2 classes and more samples than classes, got {clusters} classes and {len(held)} samples")
     return ClusterScores(
         float(metrics.silhouette_score(held, numbers)),
         float(metrics.davies_bouldin_score(held, numbers)),
@@ -83,10 +80,8 @@ def tsne(
     seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """(coordinates float32 [m, 2], class numbers [m]) of a t-SNE picture, begun from the first two principal components."""
-    try:
-        from sklearn.manifold import TSNE
-    except ImportError:
-        raise MissingExtra("scikit-learn", "probe", "a t-SNE picture") from None
+    from sklearn.manifold import TSNE
+
     held, numbers = _sample(x, classes, rows, standardize, max_samples, seed)
     if len(held) <= perplexity:
         raise ProbeError(f"t-SNE needs more samples than its perplexity {perplexity:g}, got {len(held)}. Pass a smaller perplexity.")
@@ -94,9 +89,7 @@ def tsne(
     return np.asarray(embedding, np.float32), numbers
 
 
-def _sample(
-    x: FeatureMatrix, classes: Any, rows: np.ndarray | None, standardize: bool, max_samples: int, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _sample(x: FeatureMatrix, classes: Any, rows: np.ndarray | None, standardize: bool, max_samples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     count, numbers = row_count(x, rows), np.asarray(classes)
     if numbers.shape != (count,) or not np.issubdtype(numbers.dtype, np.integer):
         raise ProbeError(f"classes must be class numbers [{count}], one for each row, got {numbers.dtype} of shape {list(numbers.shape)}")

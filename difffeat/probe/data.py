@@ -46,7 +46,7 @@ class FeatureStore(Protocol):
 
     @property
     def valid(self) -> np.ndarray:
-        """bool [n]; False where a sample went to quarantine and its features mean nothing."""
+        """Bool [n]; False where a sample went to quarantine and its features mean nothing."""
         ...
 
     @property

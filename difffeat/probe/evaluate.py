@@ -265,7 +265,8 @@ def evaluate_taps(
 
 def write_metrics(folder: str | os.PathLike[str], result: Mapping[str, Any], name: str = "metrics.json") -> Path:
     """Write a result as JSON into `folder`; an older file stays and the new one becomes `metrics-2.json`, and so on. Returns where it
-    went."""
+    went.
+    """
     try:
         text = json.dumps(dict(result), indent=2, sort_keys=False, allow_nan=False)
     except (TypeError, ValueError) as error:

@@ -66,9 +66,7 @@ def heat_map_png(
     return _png(figure)
 
 
-def bar_chart_png(
-    names: Sequence[str], values: Sequence[float], intervals: Sequence[tuple[float, float] | None], *, unit: str = "mAP"
-) -> bytes:
+def bar_chart_png(names: Sequence[str], values: Sequence[float], intervals: Sequence[tuple[float, float] | None], *, unit: str = "mAP") -> bytes:
     """Horizontal bars from the first name down, with whiskers where an interval (low, high) is known."""
     if not names or not len(names) == len(values) == len(intervals):
         raise ConfigError(f"a bar chart needs as many names, values and intervals: {len(names)}, {len(values)}, {len(intervals)}")
@@ -89,9 +87,7 @@ def bar_chart_png(
     return _png(figure)
 
 
-def line_chart_png(
-    lines: Sequence[tuple[str, Sequence[float], Sequence[float]]], *, x_label: str, y_label: str, log_x: bool = False
-) -> bytes:
+def line_chart_png(lines: Sequence[tuple[str, Sequence[float], Sequence[float]]], *, x_label: str, y_label: str, log_x: bool = False) -> bytes:
     """Lines (name, xs, ys) in one frame, with a legend when there are several."""
     if not lines or any(len(xs) != len(ys) or len(xs) == 0 for _, xs, ys in lines):
         raise ConfigError("a line chart needs at least one line, and as many x as y in each")
@@ -194,9 +190,7 @@ def _frame(axes: Any, row: int, column: int, color: str, style: str) -> None:
 def _draw_steps(axes: Any, steps: Sequence[Step], blocks: list[int], timesteps: list[float]) -> None:
     for step in steps:
         if step.block not in blocks or step.timestep not in timesteps:
-            raise ConfigError(
-                f"the search visited block {step.block} at t = {format_timestep(step.timestep)}, which this heat map does not show"
-            )
+            raise ConfigError(f"the search visited block {step.block} at t = {format_timestep(step.timestep)}, which this heat map does not show")
         row, column = blocks.index(step.block), timesteps.index(step.timestep)
         box = {"boxstyle": "round,pad=0.12", "facecolor": "white", "edgecolor": "none", "alpha": 0.85}
         axes.text(column + 0.44, row + 0.40, str(step.order), fontsize=5.5, ha="right", va="top", color=_INK, bbox=box)

@@ -32,9 +32,7 @@ class PairedFeatures:
     **Arguments:** the two matrices, and the rows of each that belong together (all, in order, when None).
     """
 
-    def __init__(
-        self, image: FeatureMatrix, text: FeatureMatrix, image_rows: np.ndarray | None = None, text_rows: np.ndarray | None = None
-    ) -> None:
+    def __init__(self, image: FeatureMatrix, text: FeatureMatrix, image_rows: np.ndarray | None = None, text_rows: np.ndarray | None = None) -> None:
         counts = row_count(image, image_rows), row_count(text, text_rows)
         if counts[0] != counts[1]:
             raise ProbeError(f"{counts[0]} rows of images cannot be paired with {counts[1]} of texts. Use join(image_store, text_store).")

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from difffeat.errors import ConfigError, MissingExtra
+from difffeat.errors import ConfigError
 from difffeat.probe.base import Probe
 from difffeat.probe.data import FeatureMatrix, matrix_shape, row_chunks
 from difffeat.probe.standardize import Standardizer
@@ -31,10 +31,8 @@ class LogisticProbe(Probe):
 
     def fit(self, x: FeatureMatrix, y: Any, *, rows: np.ndarray | None = None, classes: Sequence[str] | None = None) -> Self:
         """Fit on the selected rows; arguments as in `LinearProbe.fit`."""
-        try:
-            from sklearn.linear_model import LogisticRegression
-        except ImportError:
-            raise MissingExtra("scikit-learn", "probe", "the logistic probe") from None
+        from sklearn.linear_model import LogisticRegression
+
         targets, names = self._begin(x, y, rows, classes)
         width = matrix_shape(x)[1]
         self.standardizer_ = Standardizer.fit(x, rows) if self.standardize else Standardizer.identity(width)

@@ -73,7 +73,7 @@ def average_precision(labels: Any, scores: Any) -> np.ndarray:
 
 
 def mean_average_precision(labels: Any, scores: Any, *, empty: str = "skip") -> MeanAveragePrecision:
-    """mAP over classes; see the module's head for `empty`. Raises ProbeError when no class has a positive."""
+    """MAP over classes; see the module's head for `empty`. Raises ProbeError when no class has a positive."""
     _check_empty(empty)
     per_class = average_precision(labels, scores)
     defined = ~np.isnan(per_class)
@@ -103,7 +103,7 @@ def top_k_accuracy(labels: Any, scores: Any, k: int = 1) -> float:
 
 
 def top_k_hits(labels: Any, scores: Any, k: int) -> np.ndarray:
-    """bool [n]: whether each sample's class is among its k highest scores."""
+    """Bool [n]: whether each sample's class is among its k highest scores."""
     ranked = _check_ranked(scores)
     n, n_classes = ranked.shape
     truth = _class_numbers(labels, n, n_classes)
@@ -114,10 +114,8 @@ def top_k_hits(labels: Any, scores: Any, k: int) -> np.ndarray:
     return before.sum(axis=1) < k
 
 
-def multi_label_report(
-    labels: Any, scores: Any, probabilities: Any, *, threshold: float = THRESHOLD, empty: str = "skip"
-) -> dict[str, Any]:
-    """mAP (from `scores`), CP ... OF1 and their top-3 form (from `probabilities`) as plain JSON types."""
+def multi_label_report(labels: Any, scores: Any, probabilities: Any, *, threshold: float = THRESHOLD, empty: str = "skip") -> dict[str, Any]:
+    """MAP (from `scores`), CP ... OF1 and their top-3 form (from `probabilities`) as plain JSON types."""
     report: dict[str, Any] = {"mAP": mean_average_precision(labels, scores, empty=empty).to_dict()}
     report["all"] = precision_recall(labels, probabilities, threshold=threshold).to_dict()
     if np.shape(scores)[1] >= 3:
@@ -125,9 +123,7 @@ def multi_label_report(
     return report
 
 
-def statistic(
-    metric: str, labels: Any, scores: Any, *, empty: str = "skip", threshold: float = THRESHOLD, top: int | None = None
-) -> Statistic:
+def statistic(metric: str, labels: Any, scores: Any, *, empty: str = "skip", threshold: float = THRESHOLD, top: int | None = None) -> Statistic:
     """The weighted form of a score, for resampling. `metric`: `map`, `cp`, `cr`, `cf1`, `op`, `or`, `of1`, `top1` or `top5`.
 
     `scores` are probabilities for cp ... of1. Ranks and decisions are found once, here.
@@ -150,9 +146,7 @@ def check_scores(labels: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
     if positive.shape != ranked.shape:
         raise ProbeError(f"labels {list(positive.shape)} and scores {list(ranked.shape)} differ in shape; both must be [n, C]")
     if not positive.any():
-        raise ProbeError(
-            f"none of the {positive.shape[1]} classes has a positive among these {len(positive)} samples: nothing can be scored"
-        )
+        raise ProbeError(f"none of the {positive.shape[1]} classes has a positive among these {len(positive)} samples: nothing can be scored")
     return positive, ranked
 
 
@@ -182,9 +176,7 @@ def _check_ranked(scores: Any) -> np.ndarray:
         ranked = ranked.astype(np.float64)  # an unsigned score cannot be negated for sorting
     if np.isnan(ranked).any():
         row, column = (int(index) for index in np.argwhere(np.isnan(ranked))[0])
-        raise ProbeError(
-            f"scores hold NaN, first for sample {row} and class {column}: check the features for NaN, or lower the learning rate"
-        )
+        raise ProbeError(f"scores hold NaN, first for sample {row} and class {column}: check the features for NaN, or lower the learning rate")
     return ranked
 
 
@@ -280,7 +272,7 @@ def _precision_recall(positive: np.ndarray, decided: np.ndarray) -> Statistic:
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """part / whole, and 0 where the whole is 0."""
+    """Part / whole, and 0 where the whole is 0."""
     return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
 
 

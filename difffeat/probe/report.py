@@ -152,7 +152,7 @@ class Table:
 
     def _cell(self, value: Any) -> str:
         if value is None or value != value:
-            return '<td class="number">–</td>'  # noqa: RUF001 - a dash for a missing number
+            return '<td class="number">–</td>'
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             text = f"{value:.{self.digits}f}" if isinstance(value, float) else str(value)
             return f'<td class="number">{text}</td>'
@@ -184,10 +184,7 @@ class HeatMap:
         ]
         rows = [[str(block), *(float(value) for value in row)] for block, row in zip(self.blocks, self.values, strict=True)]
         numbers = f"<details><summary>The numbers</summary>{Table(columns, rows, digits=4).html()}</details>"
-        return (
-            _figure(png, f"{self.title}: {self.unit} over blocks and timesteps", f"{self.title}. {self.caption}".strip(), wide=True)
-            + numbers
-        )
+        return _figure(png, f"{self.title}: {self.unit} over blocks and timesteps", f"{self.title}. {self.caption}".strip(), wide=True) + numbers
 
 
 @dataclass(frozen=True)

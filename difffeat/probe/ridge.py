@@ -54,9 +54,7 @@ class RidgePath:
             result[:, start : start + len(chunk)] = np.moveaxis(scores, 1, 0) + self.intercept.astype(np.float32)
         return result
 
-    def choose(
-        self, x: FeatureMatrix, y: Any, alphas: Sequence[float] = ALPHAS, rows: np.ndarray | None = None
-    ) -> tuple[float, list[float]]:
+    def choose(self, x: FeatureMatrix, y: Any, alphas: Sequence[float] = ALPHAS, rows: np.ndarray | None = None) -> tuple[float, list[float]]:
         """(best alpha, mAP of each) on validation features and labels. Equal mAP: the larger alpha."""
         if not alphas:
             raise ConfigError("no alpha was given to choose from")
@@ -86,9 +84,7 @@ def ridge_path(x: FeatureMatrix, y: Any, *, rows: np.ndarray | None = None, stan
     return RidgePath(basis, np.maximum(eigenvalues, 0), moments, intercept, standardizer)
 
 
-def _primal(
-    x: FeatureMatrix, rows: np.ndarray | None, standardizer: Standardizer, centred: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _primal(x: FeatureMatrix, rows: np.ndarray | None, standardizer: Standardizer, centred: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """XᵀX/n = V·diag(e)·Vᵀ: weights = V · 1/(e + alpha) · Vᵀ·Xᵀy/n."""
     width, n = matrix_shape(x)[1], len(centred)
     gram, moments = np.zeros((width, width)), np.zeros((width, centred.shape[1]))
@@ -100,9 +96,7 @@ def _primal(
     return vectors, eigenvalues, vectors.T @ (moments / n)
 
 
-def _dual(
-    x: FeatureMatrix, rows: np.ndarray | None, standardizer: Standardizer, centred: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _dual(x: FeatureMatrix, rows: np.ndarray | None, standardizer: Standardizer, centred: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """XXᵀ/n = U·diag(e)·Uᵀ: weights = Xᵀ·U · 1/(e + alpha) · Uᵀ·y/n, since n < D."""
     n = len(centred)
     held = np.concatenate([standardizer.transform(chunk).astype(np.float64) for _, chunk in row_chunks(x, rows)])

@@ -276,9 +276,7 @@ def _result(
     top, regret = None, None
     if exhaustive is not None:
         if pair not in exhaustive:
-            raise ProbeError(
-                f"the exhaustive grid lacks the pair {pair[0]} and {pair[1]} that the search found: use the same grids for both"
-            )
+            raise ProbeError(f"the exhaustive grid lacks the pair {pair[0]} and {pair[1]} that the search found: use the same grids for both")
         top, highest = _best(exhaustive)
         regret = highest - exhaustive[pair]
     return SearchResult(strategy, *pair, value, tuple(recorder.trace), surfaces or {}, checks or {}, top, regret)

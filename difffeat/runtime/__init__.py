@@ -1,0 +1,1 @@
+"""Samples through an engine into a store, and the store itself. Needs no torch."""

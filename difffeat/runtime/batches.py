@@ -15,7 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from difffeat.engines.base import Engine
-from difffeat.errors import DifffeatError, SampleError
+from difffeat.errors import DifffeatError, EngineError, SampleError
+from difffeat.recipe import tap_name
 from difffeat.runtime.latents import LatentCache
 from difffeat.runtime.preprocess import decode, read_bytes
 from difffeat.runtime.sources import Sample
@@ -171,12 +172,20 @@ class TextFeeder:
 
 def _in_order(samples: Sequence[Sample], batch_size: int) -> list[Batch]:
     return [
-        Batch(np.arange(start, min(start + batch_size, len(samples))), samples[start : start + batch_size]) for start in range(0, len(samples), batch_size)
+        Batch(np.arange(start, min(start + batch_size, len(samples))), samples[start : start + batch_size])
+        for start in range(0, len(samples), batch_size)
     ]
 
 
 def make_feeder(
-    engine: Engine, *, batch_size: int, preprocessing: str, latents_engine: Engine | None, cache: LatentCache | None, captions: Captions | None, multiple: int
+    engine: Engine,
+    *,
+    batch_size: int,
+    preprocessing: str,
+    latents_engine: Engine | None,
+    cache: LatentCache | None,
+    captions: Captions | None,
+    multiple: int,
 ) -> Feeder:
     """The feeder for an engine's inputs. Raises DifffeatError when a graph that takes latents has neither a VAE nor a cache."""
     if captions is not None:
@@ -197,3 +206,15 @@ def per_timestep(engine: Engine, table: Mapping[str, np.ndarray] | None) -> list
         return [(timesteps[0] if timesteps else None, {})]
     names = [name for name in engine.inputs if name in table]
     return [(float(t), {name: table[name][index] for name in names}) for index, t in enumerate(table["timesteps"])]
+
+
+def tap_shapes(engine: Engine) -> dict[str, tuple[int, ...]]:
+    """Every tap and the shape of one row of it. Raises EngineError where rows would differ in shape."""
+    shapes = {name: tuple(int(axis) for axis in spec.shape[1:]) for name, spec in engine.outputs.items()}
+    if any(isinstance(axis, str) for spec in engine.outputs.values() for axis in spec.shape[1:]):
+        raise EngineError(
+            "this graph's outputs vary in shape from sample to sample; the store holds fixed shapes. Export with --pooling mean or max."
+        )
+    if engine.recipe.kind == "latents":
+        return {"latents": (int(np.prod(shapes["latents"])),)}
+    return {tap_name(block, t): shapes[f"b{block}"] for t in engine.recipe.timesteps for block in engine.recipe.blocks}

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from difffeat.engines.base import Engine
-from difffeat.errors import EXIT_OK, EXIT_QUARANTINE, ConfigError, EngineError, Interrupted, NonFiniteFeature, SourceFormatError, TooManyBadSamples
+from difffeat.errors import EXIT_OK, EXIT_QUARANTINE, ConfigError, Interrupted, NonFiniteFeature, SourceFormatError, TooManyBadSamples
 from difffeat.recipe import Recipe, RunRecipe, tap_name
-from difffeat.runtime.batches import Batch, Failure, Feeder, Prepared, make_feeder, per_timestep
+from difffeat.runtime.batches import Batch, Failure, Feeder, Prepared, make_feeder, per_timestep, tap_shapes
 from difffeat.runtime.files import Files
 from difffeat.runtime.latents import LatentCache
 from difffeat.runtime.manifest import Manifest, Receipt
@@ -48,8 +48,8 @@ class Progress:
 class Summary:
     """What came of an extraction.
 
-    **Fields:** `rows` in the store; `quarantined` among them; `computed` and `skipped` shards; `seconds` in all; `stages` seconds the main loop spent waiting for
-    decoding, making noise, in the engine, and writing; `ignored` files the source passed over.
+    **Fields:** `rows` in the store; `quarantined` among them; `computed` and `skipped` shards; `seconds` in all; `stages` seconds the main loop
+    spent waiting for decoding, making noise, in the engine, and writing; `ignored` files the source passed over.
     """
 
     path: Path
@@ -123,10 +123,12 @@ def extract(
 ) -> Summary:
     """Extract every sample of a source into the store `out`; begun before, it goes on where it was.
 
-    **Arguments:** `engine` open; `run` seed, draws, preprocessing, captions, stored type; `latents_engine` the artifact's VAE graph, `latent_cache` a store of
-    latents in its place; `table` of a sweep graph; `tokenizer` of a text graph; `batch_size` and `shard_size` are part of the store's identity, `num_workers` is not.
+    **Arguments:** `engine` open; `run` seed, draws, preprocessing, captions, stored type; `latents_engine` the artifact's VAE graph, `latent_cache`
+    a store of latents in its place; `table` of a sweep graph; `tokenizer` of a text graph; `batch_size` and `shard_size` are part of the store's
+    identity, `num_workers` is not.
 
-    Raises SourceFormatError (a modality is missing), StoreMismatch, StoreLocked, TooManyBadSamples, NonFiniteFeature, EngineError, Interrupted.
+    Raises SourceFormatError (a modality is missing), StoreMismatch, StoreLocked, StoreWriteError, TooManyBadSamples, NonFiniteFeature, EngineError,
+    Interrupted.
     """
     _check_options(engine, source, batch_size, shard_size, table, tokenizer)
     run = run or RunRecipe()
@@ -162,9 +164,7 @@ def extract(
         writer.finish(receipts)
     bad = sum(len(receipt.quarantined) for receipt in receipts)
     seconds = time.perf_counter() - clock.started
-    return Summary(
-        out, len(source), bad, len(receipts) - skipped, skipped, clock.done - clock.before, seconds, clock.stages, dict(source.ignored)
-    )
+    return Summary(out, len(source), bad, len(receipts) - skipped, skipped, clock.done - clock.before, seconds, clock.stages, dict(source.ignored))
 
 
 @dataclass
@@ -262,7 +262,7 @@ class _Job:
         for name, value in outputs.items():
             tap = name if t is None else tap_name(int(name[1:]), t)
             values = value[: len(batch.rows)][good]
-            self._check(tap, values, [batch.samples[index] for index in good])
+            self._check(tap, values, [batch.samples[int(index)] for index in good])
             shard.arrays[tap][batch.rows[good]] = values.reshape(len(good), *self.manifest.taps[tap])
 
     def _check(self, tap: str, values: np.ndarray, samples: list[Sample]) -> None:
@@ -296,7 +296,8 @@ class _Job:
         total = len(self.samples)
         if self.clock.bad > self.max_bad_fraction * total or self.clock.bad == total:
             raise TooManyBadSamples(
-                f"{self.clock.bad} of {total} samples are in quarantine, more than --max-bad-fraction {self.max_bad_fraction:g} allows. The receipts in "
+                f"{self.clock.bad} of {total} samples are in quarantine, more than --max-bad-fraction {self.max_bad_fraction:g} allows. The "
+                f"receipts in "
                 f"{self.writer.path / 'receipts'} say why each; mend the source and pass --overwrite, or raise the limit and run again to go on."
             )
 
@@ -324,17 +325,28 @@ def _check_options(
         if tokenizer is None:
             raise ConfigError("a text graph needs its tokenizer.json; the artifact has lost it. Export it again.")
         if not source.has_captions:
-            raise SourceFormatError(f"{source.name} has no captions, and this is a text graph. Put NAME.txt beside NAME.jpg, or use a manifest with 'caption'.")
+            raise SourceFormatError(
+                f"{source.name} has no captions, and this is a text graph. Put NAME.txt beside NAME.jpg, or use a manifest with 'caption'."
+            )
     elif not source.has_images:
-        raise SourceFormatError(f"{source.name} has no images, and this is an image graph. Use a folder of images, or a manifest with a column 'image'.")
+        raise SourceFormatError(
+            f"{source.name} has no images, and this is an image graph. Use a folder of images, or a manifest with a column 'image'."
+        )
     if engine.recipe.kind.endswith("sweep") and table is None:
         raise ConfigError("a sweep graph needs its table.safetensors; the artifact has lost it. Export it again.")
 
 
 def _manifest(
-    engine: Engine, source: Source, run: RunRecipe, columns: dict[str, list[Any]], batch_size: int, shard_size: int, options: dict[str, Any], cache: LatentCache | None
+    engine: Engine,
+    source: Source,
+    run: RunRecipe,
+    columns: dict[str, list[Any]],
+    batch_size: int,
+    shard_size: int,
+    options: dict[str, Any],
+    cache: LatentCache | None,
 ) -> Manifest:
-    taps = _taps(engine)
+    taps = tap_shapes(engine)
     row_bytes = sum(int(np.prod(shape)) for shape in taps.values()) * (2 if run.store_dtype == "fp16" else 4)
     rows = max(1, min(shard_size, SHARD_BYTES // max(1, row_bytes)))
     total = len(source)
@@ -352,16 +364,6 @@ def _manifest(
         versions=_versions(engine),
         options=options | ({"latent_cache": cache.fingerprint} if cache is not None else {}),
     )
-
-
-def _taps(engine: Engine) -> dict[str, tuple[int, ...]]:
-    """Every tap and the shape of one row of it."""
-    shapes = {name: tuple(int(axis) for axis in spec.shape[1:]) for name, spec in engine.outputs.items()}
-    if any(isinstance(axis, str) for spec in engine.outputs.values() for axis in spec.shape[1:]):
-        raise EngineError("this graph's outputs vary in shape from sample to sample; the store holds fixed shapes. Export with --pooling mean or max.")
-    if engine.recipe.kind == "latents":
-        return {"latents": (int(np.prod(shapes["latents"])),)}
-    return {tap_name(block, t): shapes[f"b{block}"] for t in engine.recipe.timesteps for block in engine.recipe.blocks}
 
 
 def _versions(engine: Engine) -> dict[str, str]:

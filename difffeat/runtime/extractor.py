@@ -11,7 +11,7 @@ import numpy as np
 
 from difffeat.errors import ConfigError
 from difffeat.recipe import tap_name
-from difffeat.runtime.batches import per_timestep
+from difffeat.runtime.batches import per_timestep, tap_shapes
 from difffeat.runtime.noise import noise
 from difffeat.runtime.preprocess import decode, preprocess, read_bytes, to_rgb
 from difffeat.runtime.sources import Sample
@@ -21,8 +21,8 @@ from difffeat.runtime.tokens import Captions, batches_by_length, pad_tokens
 class Extractor:
     """An open artifact that turns images or captions into features.
 
-        with Extractor.from_artifact("artifacts/dit-xl-2-256-b12-t30") as extractor:
-            features = extractor(["cat.jpg", "dog.jpg"])["b12/t30"]        # float32 [2, 1152]
+    with Extractor.from_artifact("artifacts/dit-xl-2-256-b12-t30") as extractor:
+        features = extractor(["cat.jpg", "dog.jpg"])["b12/t30"]        # float32 [2, 1152]
     """
 
     def __init__(self, artifact: Any, engine: Any, latents_engine: Any | None, *, seed: int, batch_size: int, preprocessing: str) -> None:
@@ -68,8 +68,8 @@ class Extractor:
     def __call__(self, inputs: Sequence[Any] | np.ndarray, ids: Sequence[str] | None = None) -> dict[str, np.ndarray]:
         """Features by tap, float32 [n, ...], in the order of the inputs.
 
-        **Arguments:** `inputs` images (paths, bytes, PIL images, or uint8 arrays [H, W, 3]) or, for a text graph, captions; `ids` key the noise, default `0`,
-        `1`, ...: give the ids of the store to get the store's features.
+        **Arguments:** `inputs` images (paths, bytes, PIL images, or uint8 arrays [H, W, 3]) or, for a text graph, captions; `ids` key the noise,
+        default `0`, `1`, ...: give the ids of the store to get the store's features.
 
         Raises SampleError with its subclasses for a bad input: in memory nothing is set aside.
         """
@@ -77,10 +77,10 @@ class Extractor:
         if len(names) != len(inputs):
             raise ConfigError(f"{len(inputs)} inputs but {len(names)} ids")
         parts = self._text_batches(inputs) if "tokens" in self._engine.inputs else self._image_batches(inputs)
-        out: dict[str, np.ndarray] = {}
+        out = {tap: np.empty((len(names), *shape), np.float32) for tap, shape in tap_shapes(self._engine).items()}
         for rows, feeds in parts:
             for tap, values in self._run(feeds, [names[row] for row in rows]):
-                out.setdefault(tap, np.empty((len(names), *values.shape[1:]), np.float32))[rows] = values
+                out[tap][rows] = values.reshape(len(rows), *out[tap].shape[1:])
         return out
 
     def _run(self, feeds: dict[str, np.ndarray], names: list[str]) -> Any:
@@ -108,7 +108,7 @@ class Extractor:
         side = int((self._latents or self._engine).inputs["pixels"].shape[1])
         for start in range(0, len(inputs), self._batch_size):
             rows = np.arange(start, min(start + self._batch_size, len(inputs)))
-            yield rows, {"pixels": np.stack([self._pixels(inputs[row], side) for row in rows])}
+            yield rows, {"pixels": np.stack([self._pixels(inputs[int(row)], side) for row in rows])}
 
     def _pixels(self, image: Any, side: int) -> np.ndarray:
         if isinstance(image, str | Path):

@@ -170,7 +170,8 @@ class Lock:
             owner = self._read_owner()
             if owner is not None and owner.alive():
                 raise StoreLocked(
-                    f"{self.path.parent} is being written by process {owner.pid} on {owner.host}. Wait for it, or if that machine is gone, delete {self.path}."
+                    f"{self.path.parent} is being written by process {owner.pid} on {owner.host}. Wait for it, or if that machine is gone, delete "
+                    f"{self.path}."
                 )
             with contextlib.suppress(FileNotFoundError):
                 self.path.unlink()

@@ -22,8 +22,8 @@ DTYPES = {"fp16": "float16", "fp32": "float32"}
 class Manifest:
     """Everything a store's bytes depend on.
 
-    **Fields:** `recipe`; `graph_digest`; `engine` name, precision, device; `batch_size`; `rows`; `samples_digest` of ids, sizes, captions and labels in order;
-    `classes`; `taps` name -> shape of one row; `shards` rows of each shard, in order; `versions` of the libraries that compute.
+    **Fields:** `recipe`; `graph_digest`; `engine` name, precision, device; `batch_size`; `rows`; `samples_digest` of ids, sizes, captions and labels
+    in order; `classes`; `taps` name -> shape of one row; `shards` rows of each shard, in order; `versions` of the libraries that compute.
     """
 
     recipe: Recipe
@@ -128,7 +128,9 @@ class Receipt:
                 manifest=_text(data["manifest"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise StoreCorrupt(f"{where} is damaged ({type(error).__name__}: {error}). Run the extraction again: it recomputes this shard only.") from None
+            raise StoreCorrupt(
+                f"{where} is damaged ({type(error).__name__}: {error}). Run the extraction again: it recomputes this shard only."
+            ) from None
 
 
 def read_json(path: Path) -> Any:

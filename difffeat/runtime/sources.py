@@ -53,12 +53,16 @@ class Source:
     def __post_init__(self) -> None:
         if not self.samples:
             passed = ", ".join(f"{count} × {suffix or 'no suffix'}" for suffix, count in self.ignored.most_common(5))
-            raise EmptySource(f"{self.name} holds no samples{f' (passed over: {passed})' if passed else ''}. Accepted images: {', '.join(IMAGE_SUFFIXES)}.")
+            raise EmptySource(
+                f"{self.name} holds no samples{f' (passed over: {passed})' if passed else ''}. Accepted images: {', '.join(IMAGE_SUFFIXES)}."
+            )
         counts = Counter(sample.id for sample in self.samples)
         if len(counts) < len(self.samples):
             twice = [name for name, count in counts.items() if count > 1]
             where = ", ".join(s.locator or "(no image)" for s in self.samples if s.id == twice[0])
-            raise DuplicateSample(f"{self.name}: {len(twice)} ids occur more than once, the first is {twice[0]!r} ({where}). Rename the files or give ids.")
+            raise DuplicateSample(
+                f"{self.name}: {len(twice)} ids occur more than once, the first is {twice[0]!r} ({where}). Rename the files or give ids."
+            )
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -80,7 +84,8 @@ def open_source(
     """List the samples of a folder, a manifest (CSV, TSV, JSONL, Parquet) or COCO annotations.
 
     **Arguments:** `images` folder of the images of COCO annotations, or the base of relative paths in a manifest (default: the manifest's folder);
-    `captions` COCO captions JSON; `class_folders` whether subfolders name classes (None: when every image lies one folder deep in two or more folders).
+    `captions` COCO captions JSON; `class_folders` whether subfolders name classes (None: when every image lies one folder deep in two or more
+    folders).
 
     Raises EmptySource, SourceFormatError, DuplicateSample, SourceError (no such path).
     """

@@ -18,8 +18,8 @@ SEPARATORS = "|;"
 def read_manifest(path: Path, base: Path) -> Source:
     """Samples of a manifest; relative image paths are taken from `base`.
 
-    In CSV and TSV several labels or captions of a cell are separated by `|` or `;` (captions by `|` only). Without an `id` column the id is the image's path
-    without its suffix, or the row number.
+    In CSV and TSV several labels or captions of a cell are separated by `|` or `;` (captions by `|` only). Without an `id` column the id is the
+    image's path without its suffix, or the row number.
 
     Raises SourceFormatError naming columns or the row.
     """

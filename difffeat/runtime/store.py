@@ -86,7 +86,9 @@ class Store:
         receipts = [read_receipt(folder, manifest, shard) for shard in range(len(manifest.shards))]
         missing = [shard for shard, receipt in enumerate(receipts) if receipt is None]
         if missing and not partial:
-            raise StoreIncomplete(f"{folder} lacks {len(missing)} of {len(receipts)} shards. Run the same difffeat extract command again: it computes only those.")
+            raise StoreIncomplete(
+                f"{folder} lacks {len(missing)} of {len(receipts)} shards. Run the same difffeat extract command again: it computes only those."
+            )
         for shard, receipt in enumerate(receipts):
             if receipt is not None:
                 _check_size(shard_path(folder, shard), receipt)
@@ -102,8 +104,9 @@ class Store:
 
     @property
     def taps(self) -> tuple[str, ...]:
-        """Names of all taps."""
-        return tuple(self._manifest.taps)
+        """Names of all taps, timestep-major as in the recipe (the manifest's JSON has them sorted)."""
+        place = {name: index for index, name in enumerate(self.recipe.graph.taps)}
+        return tuple(sorted(self._manifest.taps, key=lambda name: place.get(name, len(place))))
 
     @property
     def recipe(self) -> Recipe:
@@ -135,9 +138,18 @@ class Store:
         """Captions of each row."""
         return self._samples["captions"]
 
-    @cached_property
+    @property
     def labels(self) -> np.ndarray | None:
         """Multi-hot labels, uint8 [n, C]; None where the source had none."""
+        return self._labels
+
+    @property
+    def valid(self) -> np.ndarray:
+        """Bool [n]; false where a sample went to quarantine (its features are zero)."""
+        return self._valid
+
+    @cached_property
+    def _labels(self) -> np.ndarray | None:
         if not self.classes:
             return None
         column = {name: index for index, name in enumerate(self.classes)}
@@ -147,8 +159,7 @@ class Store:
         return labels
 
     @cached_property
-    def valid(self) -> np.ndarray:
-        """bool [n]; false where a sample went to quarantine (its features are zero)."""
+    def _valid(self) -> np.ndarray:
         return np.asarray(Features([self._shard(shard)["valid"] for shard in range(len(self._receipts)) if self._receipts[shard] is not None]))
 
     @property
@@ -180,7 +191,13 @@ def map_shard(path: Path, manifest: Manifest, rows: int) -> dict[str, np.ndarray
             raise StoreCorrupt(f"{path} does not hold {name} as {dtype} {list(shape)}. Delete it and run the extraction again.")
         count = int(np.prod(shape)) * np.dtype(dtype).itemsize
         offsets = entry.get("data_offsets")
-        if not (isinstance(offsets, list) and len(offsets) == 2 and all(type(o) is int for o in offsets) and 0 <= offsets[0] and offsets[1] - offsets[0] == count):
+        if not (
+            isinstance(offsets, list)
+            and len(offsets) == 2
+            and all(type(o) is int for o in offsets)
+            and offsets[0] >= 0
+            and offsets[1] - offsets[0] == count
+        ):
             raise StoreCorrupt(f"{path}: the place of {name} is damaged. Delete it and run the extraction again.")
         if start + offsets[1] > size:
             raise StoreCorrupt(f"{path} ends before {name} does. Delete it and run the extraction again.")

@@ -45,7 +45,9 @@ class Captions:
             raise CaptionError("the caption has no tokens. Write one, or leave the sample out of the text store.")
         if len(ids) > self._max_length:
             if not self._truncate:
-                raise CaptionError(f"the caption has {len(ids)} tokens, the model takes {self._max_length}. Shorten it, or pass --truncate or --captions first.")
+                raise CaptionError(
+                    f"the caption has {len(ids)} tokens, the model takes {self._max_length}. Shorten it, or pass --truncate or --captions first."
+                )
             ids = ids[: self._max_length]
         if max(ids) >= self._vocab:
             raise CaptionError(f"the tokenizer gave id {max(ids)}, the model knows {self._vocab}: it is another model's tokenizer.")

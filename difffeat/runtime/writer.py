@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 
-from difffeat.errors import ConfigError, StoreCorrupt, StoreNotFound
+from difffeat.errors import ConfigError, StoreCorrupt, StoreNotFound, StoreWriteError
 from difffeat.recipe import canonical_json
 from difffeat.runtime.files import Files, Lock, Written, iter_chunks, sweep_temporaries
 from difffeat.runtime.manifest import (
@@ -53,7 +54,7 @@ def samples_digest(columns: Columns) -> str:
 class StoreWriter:
     """One writer of one store; a context manager that holds the store's lock.
 
-    Raises StoreLocked, StoreMismatch (resume with another configuration), ConfigError (the folder holds something else).
+    Raises StoreLocked, StoreMismatch (resume with another configuration), ConfigError (the folder holds something else), StoreWriteError.
     """
 
     def __init__(self, path: Path, manifest: Manifest, columns: Columns, *, overwrite: bool = False, files: Files | None = None) -> None:
@@ -64,10 +65,12 @@ class StoreWriter:
 
     def __enter__(self) -> Self:
         _refuse_foreign(self.path)
-        self._files.make_folder(self.path)
-        self._lock.__enter__()
+        with _writing(self.path):
+            self._files.make_folder(self.path)
+            self._lock.__enter__()
         try:
-            self._begin()
+            with _writing(self.path):
+                self._begin()
         except BaseException:
             self._lock.__exit__(None, None, None)
             raise
@@ -125,7 +128,8 @@ class StoreWriter:
         from safetensors.numpy import save
 
         content = save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
-        written: Written = self._files.commit(shard_path(self.path, shard), iter_chunks(content), len(content))
+        with _writing(self.path):
+            written: Written = self._files.commit(shard_path(self.path, shard), iter_chunks(content), len(content))
         receipt = Receipt(
             shard=shard,
             bytes=written.bytes,
@@ -137,17 +141,31 @@ class StoreWriter:
             inputs_sha256=inputs_sha256,
             manifest=self._manifest_digest,
         )
-        self._files.commit_json(receipt_path(self.path, shard), receipt.to_dict())
+        with _writing(self.path):
+            self._files.commit_json(receipt_path(self.path, shard), receipt.to_dict())
         return receipt
 
     def finish(self, receipts: list[Receipt]) -> None:
         """Render quarantine.jsonl from the receipts; no file where nothing was set aside."""
         lines = [json.dumps(entry, sort_keys=True) + "\n" for receipt in receipts for entry in map(dict, receipt.quarantined)]
         path, content = self.path / QUARANTINE, "".join(lines).encode()
-        if content:
-            self._files.commit(path, [content], len(content))
-        elif path.exists():
-            self._files.remove(path)
+        with _writing(self.path):
+            if content:
+                self._files.commit(path, [content], len(content))
+            elif path.exists():
+                self._files.remove(path)
+
+
+@contextlib.contextmanager
+def _writing(store: Path) -> Iterator[None]:
+    """What the operating system refuses becomes an error that says what was kept and how to go on."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreWriteError(
+            f"writing to {store} failed: {error.strerror or error}. Finished shards are kept; free space or mend the disk, then run the same "
+            f"command again."
+        ) from error
 
 
 def _refuse_foreign(path: Path) -> None:

@@ -1,0 +1,1 @@
+"""What needs several parts of the package: the commands, the quickstart, the training of the small backbones."""

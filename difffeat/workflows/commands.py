@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,6 +21,7 @@ UNFINISHED = (".partial", ".failed", ".replaced")
 """What an export leaves beside artifacts that are not to be used: begun, out of tolerance, or about to be removed."""
 
 IMAGE_TIMESTEP, TEXT_TIMESTEP = 30.0, 0.0
+REDRAW_SECONDS, LOG_SECONDS = 0.1, 10.0
 
 Say = Callable[..., None]
 
@@ -78,7 +81,8 @@ def _export_result(report: Any) -> dict[str, Any]:
     artifact, parity = report.artifact, report.parity
     worst = max(parity.taps.items(), key=lambda item: item[1].relative_l2)
     lines = [
-        f"{artifact.path}: {artifact.recipe.backbone}, {artifact.recipe.kind} graph, {artifact.size / 1e6:.1f} MB, fingerprint {artifact.recipe.fingerprint[:12]}",
+        f"{artifact.path}: {artifact.recipe.backbone}, {artifact.recipe.kind} graph, {artifact.size / 1e6:.1f} MB, "
+        f"fingerprint {artifact.recipe.fingerprint[:12]}",
         f"  parity with the unfolded fp32 network: worst of {len(parity.taps)} taps {worst[0]}, relative L2 {worst[1].relative_l2:.1e} "
         f"(tolerance {parity.tolerance:g}), {parity.samples} samples",
     ]
@@ -207,12 +211,19 @@ def newest_artifact(say: Say) -> Artifact:
 
 
 def progress_line(say: Say) -> Callable[[Progress], None]:
-    """One line that is written over and over: done, samples/s, time left, quarantined."""
+    """Done, samples/s, time left, quarantined: one line written over and over on a terminal, a line every `LOG_SECONDS` in a log."""
+    terminal, last = sys.stderr.isatty(), time.monotonic()
 
     def show(state: Progress) -> None:
+        nonlocal last
+        finished, now = state.done == state.total, time.monotonic()
+        if not finished and now - last < (REDRAW_SECONDS if terminal else LOG_SECONDS):
+            return
+        last = now
         left = "" if state.eta is None else f", {_duration(state.eta)} left"
         bad = f", {state.quarantined} in quarantine" if state.quarantined else ""
-        say(f"\r{state.done}/{state.total} samples, {state.rate:.1f}/s{left}{bad}    ", end="\n" if state.done == state.total else "")
+        line = f"{state.done}/{state.total} samples, {state.rate:.1f}/s{left}{bad}"
+        say(f"\r{line}    " if terminal else line, end="\n" if finished or not terminal else "")
 
     return show
 

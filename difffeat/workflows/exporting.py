@@ -178,7 +178,14 @@ def export_dit(
 
 
 def export_plaid(
-    weights: Any, tokenizer: bytes, options: ExportOptions, out: Path, *, overwrite: bool = False, say: Say = print, check_samples: int = CHECK_SAMPLES
+    weights: Any,
+    tokenizer: bytes,
+    options: ExportOptions,
+    out: Path,
+    *,
+    overwrite: bool = False,
+    say: Say = print,
+    check_samples: int = CHECK_SAMPLES,
 ) -> ExportReport:
     """Export a truncated Plaid with its tokenizer (the bytes of `tokenizer.json`). Errors as for `export_dit`."""
     import hashlib

@@ -59,7 +59,7 @@ def _store(store: Store) -> dict[str, Any]:
     bad = store.quarantined
     done = store.finished_shards
     lines = [
-        f"{store.path}: {len(store)} rows, {len(store.taps)} taps, {done} of {len(manifest['shards'])} shards, {manifest['recipe']['run']['store_dtype']}",
+        f"{store.path}: {len(store)} rows, {len(store.taps)} taps, {done} of {len(manifest['shards'])} shards, {store.recipe.run.store_dtype}",
         *(f"  {name}: {list(shape)}" for name, shape in list(manifest["taps"].items())[:12]),
         *([f"  and {len(store.taps) - 12} more"] if len(store.taps) > 12 else []),
         f"  classes: {len(store.classes)}; quarantined: {len(bad)}",

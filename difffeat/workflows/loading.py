@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from difffeat.errors import ConfigError
+from difffeat.errors import ConfigError, require
 
 BUNDLED = Path(__file__).parent / "weights"
 PUBLISHED_DIT = {"dit": "facebook/DiT-XL-2-256", "dit-xl-2-256": "facebook/DiT-XL-2-256", "dit-xl-2-512": "facebook/DiT-XL-2-512"}
@@ -54,6 +54,7 @@ def load_backbone(
 
     Raises ConfigError and WeightsError with its subclasses.
     """
+    require("export", f"Loading {model}", "torch", "onnx", "onnxscript", "diffusers", "huggingface_hub")
     if model in DIGITS:
         return _digits(model, weights, vae=vae, tokenizer=tokenizer, heads=heads, sha256=sha256, seed=seed)
     if model == "plaid":
@@ -95,7 +96,8 @@ def _plaid(weights: str | None, tokenizer: str | None, sha256: str | None, seed:
         loaded = random_plaid(PLAID_1B, seed=seed)
     elif weights is None:
         raise ConfigError(
-            "Plaid's weights are in no hub: download release v1.0.0 of igul222/plaid, unpack it, and pass --weights FOLDER --tokenizer owt2_tokenizer.json. "
+            "Plaid's weights are in no hub: download release v1.0.0 of igul222/plaid, unpack it, and pass "
+            "--weights FOLDER --tokenizer owt2_tokenizer.json. "
             "To try the method at once use --model plaid-digits; for timing only, --weights random."
         )
     else:
@@ -106,9 +108,7 @@ def _plaid(weights: str | None, tokenizer: str | None, sha256: str | None, seed:
     return Backbone("plaid", loaded, tokenizer=content)
 
 
-def _digits(
-    model: str, weights: str | None, *, vae: str | None, tokenizer: str | None, heads: int | None, sha256: str | None, seed: int
-) -> Backbone:
+def _digits(model: str, weights: str | None, *, vae: str | None, tokenizer: str | None, heads: int | None, sha256: str | None, seed: int) -> Backbone:
     """The small backbones, with the bundled weights where no others are named."""
     from difffeat.export.weights import load_dit, load_plaid, load_tokenizer_file, load_vae, random_dit, random_plaid
 

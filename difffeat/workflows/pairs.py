@@ -1,7 +1,7 @@
 """Ridge scores of taps and of pairs of taps on one joined split: what the search and the quickstart evaluate.
 
-Fusion here is the closed-form ridge on the standardised concatenation. With no more classes than the shared width it is the same class of functions as
-projection and addition, and it needs no learning rate.
+Fusion here is the closed-form ridge on the standardised concatenation. With no more classes than the shared width it is the same class of functions
+as projection and addition, and it needs no learning rate.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ class TapEvaluator:
         return self._score(*self._texts(tap_name(block, t)), self._train.labels)
 
     def _pair(self, image_tap: str, text_tap: str) -> float:
-        parts = zip(self._images(image_tap), self._texts(text_tap), strict=True)
-        return self._score(*(np.concatenate(part, axis=1) for part in parts), self._train.labels)
+        (train_image, image), (train_text, text) = self._images(image_tap), self._texts(text_tap)
+        return self._score(np.concatenate([train_image, train_text], axis=1), np.concatenate([image, text], axis=1), self._train.labels)
 
     def pair_within(self, image_tap: str, text_tap: str, /, *, budget: int) -> float:
         """Of a pair when only the first `budget` training rows are used."""
@@ -96,6 +96,5 @@ def fit_ridge(x: Any, labels: np.ndarray, held: Any, held_labels: np.ndarray) ->
 
 
 def percent_map(labels: np.ndarray, scores: np.ndarray) -> float:
-    """mAP in percent."""
+    """MAP in percent."""
     return 100.0 * mean_average_precision(labels, scores).value
-

@@ -24,7 +24,7 @@ def run_probe(
 ) -> dict[str, Any]:
     """Probe every tap on validation, the best one once on test. Writes metrics.json and the probe as safetensors."""
     train = Store.open(store)
-    others = {"validation": Store.open(validation) if validation else None, "test": Store.open(test) if test else None}
+    others: dict[str, Any] = {"validation": Store.open(validation) if validation else None, "test": Store.open(test) if test else None}
     names = tuple(part.strip() for part in taps.split(",")) if taps else train.taps
     for name in names:
         parse_tap(name)
@@ -33,12 +33,13 @@ def run_probe(
         for name in names:
             probed = probe_store(train, name, **others, report_on="validation", method=method, seed=seed, n_resamples=200)
             scored[name] = probed.result["interval"]
-    best = max(scored, key=lambda name: scored[name]["value"]) if scored else names[0]
+    best = max(scored, key=lambda name: scored[name]["value"]) if scored else next(iter(names))
     final = probe_store(train, best, **others, report_on="test", method=method, seed=seed)
     out = output or RESULTS / f"probe-{store.name}"
     result = {**final.result, "candidates": scored, "selected_on": "validation" if scored else final.result["selected_on"]}
     metrics = write_metrics(out, result)
-    classifier = final.probe.save(metrics.with_name(f"{metrics.stem.replace('metrics', 'probe')}.safetensors"), {"tap": best, "fingerprint": train.fingerprint})
+    beside = metrics.with_name(f"{metrics.stem.replace('metrics', 'probe')}.safetensors")
+    classifier = final.probe.save(beside, {"tap": best, "fingerprint": train.fingerprint})
     lines = [f"{name}: validation mAP {_interval(value)}{'   <- best' if name == best else ''}" for name, value in scored.items()]
     lines += [
         f"{best} on test ({result['splits']['test']['rows']} rows, {result['splits']['test']['from']}): mAP {_interval(result['interval'])}",
@@ -112,9 +113,7 @@ def _fusion_splits(stores: tuple[Store, Store], test_image: Path | None, test_te
     return Split(joined, parts["train"]), Split(joined, parts["validation"]), test, f"{joined.summary()}; test: {test.joined.summary()}"
 
 
-def run_search(
-    image_store: Path, text_store: Path, *, strategy: str, neighbourhood: int, seed: int, output: Path | None
-) -> dict[str, Any]:
+def run_search(image_store: Path, text_store: Path, *, strategy: str, neighbourhood: int, seed: int, output: Path | None) -> dict[str, Any]:
     """Search the best pair of taps; everything is selected on a validation share of the joined rows."""
     stores = Store.open(image_store), Store.open(text_store)
     grids = [Grid.of_taps(store.taps) for store in stores]
@@ -135,7 +134,11 @@ def run_search(
     result = {"schema": SCHEMA, "selected_on": "validation", "rows": {name: len(rows) for name, rows in parts.items()}, **found.to_dict()}
     metrics = write_metrics(output or RESULTS / f"search-{image_store.name}", result, "search.json")
     counts = ", ".join(f"{count} {kind}" for kind, count in found.counts.items())
-    lines = [f"best pair: {found.image_tap} + {found.text_tap}, validation mAP {100 * found.value:.2f}", f"  strategy {strategy}; probes: {counts}", f"  {metrics}"]
+    lines = [
+        f"best pair: {found.image_tap} + {found.text_tap}, validation mAP {100 * found.value:.2f}",
+        f"  strategy {strategy}; probes: {counts}",
+        f"  {metrics}",
+    ]
     return {**result, "metrics_file": str(metrics), "text": "\n".join(lines)}
 
 
@@ -145,7 +148,7 @@ def _one_tap(store: Store, tap: str | None, option: str) -> str:
         return tap
     if len(store.taps) > 1:
         raise ConfigError(f"{store.path} has {len(store.taps)} taps; say which with {option}, one of: {', '.join(store.taps)}")
-    return store.taps[0]
+    return next(iter(store.taps))
 
 
 def _interval(value: dict[str, Any], key: str = "value") -> str:

@@ -92,8 +92,8 @@ class Run:
 
 def run_quickstart(output: Path, *, full: bool, say: Callable[..., None]) -> dict[str, Any]:
     """Run everything into `output`; the table, the path of report.html, and all numbers."""
-    from difffeat.workflows.quickstart_report import write_report
     from difffeat.workflows.quickstart_final import Chosen, read_test_once
+    from difffeat.workflows.quickstart_report import write_report
 
     run = Run(output, FULL if full else Plan(), say)
     with run.step("drawing scenes"):

@@ -1,3 +1,5 @@
+# pyright: reportIndexIssue=false, reportCallIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false
+# To a type checker every attribute of an nn.Module is `Tensor | Module`.
 """The quickstart's input: scenes as PNG files with a JSONL manifest a split, and the controls that need no backbone."""
 
 from __future__ import annotations
@@ -48,7 +50,6 @@ def bag_of_words(scenes: list[Scene]) -> np.ndarray:
 
 def named_share(scenes: list[Scene]) -> float:
     """Share of the positive labels that the scene's own caption names, in words or numerals."""
-
     named = total = 0
     for item in scenes:
         words = set(item.caption.split())

@@ -26,9 +26,10 @@ def write_report(
     made = provenance()
     sections: list[Section] = [
         Paragraph(
-            "Real handwritten digits (UCI, 13 writers) in synthetic layouts with synthetic captions. The glyphs were split first, so the test split holds handwriting "
-            "that no model has seen. A small autoencoder, a DiT and a Plaid of the same architecture as the full-size ones were trained on an endless stream of "
-            "training scenes, never on labels; the features below come out of their truncated, folded ONNX graphs."
+            "Real handwritten digits (UCI, 13 writers) in synthetic layouts with synthetic captions. The glyphs were split first, so the test split "
+            "holds handwriting that no model has seen. A small autoencoder, a DiT and a Plaid of the same architecture as the full-size ones were "
+            "trained "
+            "on an endless stream of training scenes, never on labels; the features below come out of their truncated, folded ONNX graphs."
         ),
         *_headline(findings),
         Heading("What was expected, and what came"),
@@ -58,13 +59,13 @@ def _headline(findings: Any) -> list[Section]:
         [row.value for row in rows],
         [(row.low, row.high) for row in rows],
         unit="mAP (%)",
-        caption="Bars: mean over noise seeds. Whiskers: 95 % bootstrap interval of the first seed. The upper three are the method, the others controls.",
+        caption="Bars: mean over noise seeds. Whiskers: 95 % bootstrap interval of the first seed. Upper three: the method; the others: controls.",
     )
     table = Table(
         ["features", "mAP (%)", "low", "high", "by noise seed", "paper's probe (Adam)"],
         [[row.name, row.value, row.low, row.high, ", ".join(f"{v:.1f}" for v in row.seeds), row.adam] for row in rows],
-        caption="Ridge: closed form, alpha chosen on validation; fused: on the standardised concatenation. Adam: the paper's linear probe, and its projection to 512 "
-        "and addition for the fused row, the learning rate chosen on validation.",
+        caption="Ridge: closed form, alpha chosen on validation; fused: on the standardised concatenation. Adam: the paper's linear probe, and "
+        "its projection to 512 and addition for the fused row, the learning rate chosen on validation.",
         digits=1,
     )
     pairs = Table(
@@ -84,12 +85,16 @@ def _gallery(run: Any) -> Gallery:
 def _maps(search: SearchResult, random_surface: tuple[Grid, np.ndarray], artifacts: dict[str, Artifact]) -> Iterable[Section]:
     def heat(title: str, grid: Grid, values: np.ndarray, artifact: Artifact, steps: Any = (), caption: str = "") -> HeatMap:
         snr = dict(zip(artifact.recipe.timesteps, artifact.recipe.log_snr, strict=True))
-        return HeatMap(title, 100 * values, grid.blocks, grid.timesteps, [snr[t] for t in grid.timesteps], unit="mAP (%)", steps=steps, caption=caption)
+        return HeatMap(
+            title, 100 * values, grid.blocks, grid.timesteps, [snr[t] for t in grid.timesteps], unit="mAP (%)", steps=steps, caption=caption
+        )
 
     image_taps = [e.taps[0] for e in search.trace if e.kind == "image"]
     text_taps = [e.taps[0] for e in search.trace if e.kind == "text"]
     visited = "Numbers: the order in which the search tried these taps in pairs."
-    yield heat("Image taps, validation", Grid.of_taps(image_taps), search.surfaces["image"], artifacts["image"], search_steps(search, "image"), visited)
+    yield heat(
+        "Image taps, validation", Grid.of_taps(image_taps), search.surfaces["image"], artifacts["image"], search_steps(search, "image"), visited
+    )
     yield heat("Text taps, validation", Grid.of_taps(text_taps), search.surfaces["text"], artifacts["text"], search_steps(search, "text"), visited)
     yield heat("The same DiT, randomly initialised, validation", *random_surface, artifacts["random"])
 
@@ -100,8 +105,10 @@ def _search(search: SearchResult, exhaustive: SearchResult) -> list[Section]:
     trace = [[e.order, e.taps[0], e.taps[1], 100 * e.value] for e in search.trace if e.kind == "pair"]
     return [
         Paragraph(
-            f"Algorithm 1 of the paper: {counts['image']} image taps and {counts['text']} text taps alone, then {counts['pair']} pairs around the two peaks. It ended at "
-            f"{search.image_tap} with {search.text_tap}, validation mAP {100 * search.value:.2f}. All {len(exhaustive.trace)} pairs: the best is "
+            f"Algorithm 1 of the paper: {counts['image']} image taps and {counts['text']} text taps alone, then {counts['pair']} pairs around the "
+            f"two "
+            f"peaks. It ended at {search.image_tap} with {search.text_tap}, validation mAP {100 * search.value:.2f}. All {len(exhaustive.trace)} "
+            f"pairs: the best is "
             f"{exhaustive.image_tap} with {exhaustive.text_tap}, {100 * exhaustive.value:.2f}. Regret: {100 * (search.regret or 0.0):.2f} points. "
             f"The search assumes unimodality, which {'held' if not broken else 'did not hold everywhere for ' + ' and '.join(broken)}."
         ),
@@ -127,4 +134,3 @@ def _reproduce(run: Any, artifacts: dict[str, Artifact]) -> list[Section]:
         Table(["step", "seconds"], seconds, digits=1, caption="Wall-clock time of this run; not a benchmark."),
         Paragraph("difffeat quickstart runs this; difffeat quickstart --full runs the whole grid with three noise seeds."),
     ]
-

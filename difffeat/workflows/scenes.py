@@ -3,9 +3,9 @@
 Real handwritten digits (scikit-learn's `load_digits`: 1 797 glyphs of 8×8 pixels from the UCI repository), in a synthetic layout with
 synthetic captions. The *glyphs* are split first, so no handwriting of the test split is ever seen in training; then scenes are composed.
 
-A scene is 24×24 pixels with one to three digits of 9 to 11 pixels at any even position, jittered in contrast, on a shaded background with fragments of other
-glyphs as clutter. Its labels are the digits present. Its caption names each present digit with probability 0.35 and is wrong in one mention of twenty,
-so that text lacks what the image has, and the image is what settles the rest.
+A scene is 24×24 pixels with one to three digits of 9 to 11 pixels at any even position, jittered in contrast, on a shaded background with fragments
+of other glyphs as clutter. Its labels are the digits present. Its caption names each present digit with probability 0.35 and is wrong in one mention
+of twenty, so that text lacks what the image has, and the image is what settles the rest.
 
 Every scene is a function of (split, index) alone. Training scenes are an endless stream; validation and test are the first indices of theirs.
 """
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -57,7 +58,7 @@ def glyph_split(split: str) -> tuple[np.ndarray, np.ndarray]:
     """Glyphs of one split: (images float32 [n, 8, 8] in 0..1, digits int64 [n]). Stratified by digit, fixed seed."""
     from sklearn.datasets import load_digits
 
-    data = load_digits()
+    data: Any = load_digits()
     images, digits = np.asarray(data.images, np.float32) / 16.0, np.asarray(data.target)
     rng = np.random.Generator(np.random.PCG64(_SPLIT_SEED))
     # Spreading each digit's glyphs evenly over (0, 1) and sorting by that key makes every prefix stratified.

@@ -1,3 +1,5 @@
+# pyright: reportIndexIssue=false, reportCallIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false, reportOperatorIssue=false, reportOptionalSubscript=false, reportOptionalMemberAccess=false
+# To a type checker every attribute of an nn.Module is `Tensor | Module`.
 """The small DiT: 36 tokens, eight blocks, conditioned on the number of digits (never on which)."""
 
 from __future__ import annotations
@@ -103,7 +105,7 @@ def _start(out: Path, generator: torch.Generator) -> tuple[DiT, torch.optim.Opti
 
 @torch.no_grad()
 def validation_map(state: dict[str, Tensor], latents: nn.Module, t: int = 30) -> list[float]:
-    """mAP (%) on validation of a ridge probe on mean-pooled features, at each block; a look while training."""
+    """MAP (%) on validation of a ridge probe on mean-pooled features, at each block; a look while training."""
     from sklearn.linear_model import Ridge
     from sklearn.metrics import average_precision_score
 

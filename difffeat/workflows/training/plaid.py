@@ -1,3 +1,5 @@
+# pyright: reportIndexIssue=false, reportCallIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false, reportOperatorIssue=false, reportOptionalSubscript=false, reportOptionalMemberAccess=false
+# To a type checker every attribute of an nn.Module is `Tensor | Module`.
 """The small Plaid: eight blocks on captions, with the likelihood losses and a learned noise schedule."""
 
 from __future__ import annotations
@@ -163,7 +165,7 @@ def train(out: Path, samples: int, batch: int = 256, seed: int = 3, compiled: bo
 
 @torch.no_grad()
 def validation_map(state: dict[str, Tensor], tokenizer: Any) -> list[float]:
-    """mAP (%) on validation of a ridge probe on mean-pooled features at t = 0 without noise, at each block; a look while training."""
+    """MAP (%) on validation of a ridge probe on mean-pooled features at t = 0 without noise, at each block; a look while training."""
     from sklearn.linear_model import Ridge
     from sklearn.metrics import average_precision_score
 

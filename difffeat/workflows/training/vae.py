@@ -1,3 +1,5 @@
+# pyright: reportIndexIssue=false, reportCallIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false, reportOperatorIssue=false, reportOptionalSubscript=false, reportOptionalMemberAccess=false
+# To a type checker every attribute of an nn.Module is `Tensor | Module`.
 """The small autoencoder: f2, four latent channels, nearly lossless."""
 
 from __future__ import annotations
@@ -6,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from difffeat.workflows.scenes import CANVAS
 from difffeat.workflows.training.common import Average, Log, images, learning_rate, save_checkpoint, scene_batches
 

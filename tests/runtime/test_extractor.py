@@ -1,0 +1,92 @@
+"""Features in memory are the store's features, whatever form the inputs take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import difffeat
+from difffeat.errors import CaptionError, ConfigError, DecodeError, DifffeatError
+from difffeat.runtime.sources import open_source
+from tests.artifacts import copy_of, exported
+from tests.runtime.fake import folder_of_images
+from tests.runtime.test_extract import extracted
+
+SEED = 5
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return folder_of_images(tmp_path_factory.mktemp("source") / "images", 5)
+
+
+def extractor(name: str, **options: object) -> difffeat.Extractor:
+    return difffeat.Extractor.from_artifact(exported(name).path, threads=1, seed=SEED, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["image", "from-latents", "sweep", "text", "text-random", "text-sweep"])
+def test_with_the_stores_ids_come_the_stores_features(name: str, images: Path, tmp_path: Path) -> None:
+    store = extracted(name, images, tmp_path / "out")
+    samples = open_source(images).samples
+    inputs = [sample.captions[0] if name.startswith("text") else sample.image for sample in samples]
+    with extractor(name, batch_size=2) as extract:
+        assert extract.taps == store.taps
+        found = extract(inputs, ids=store.ids)
+    assert tuple(found) == store.taps
+    for tap in store.taps:
+        np.testing.assert_allclose(found[tap], np.asarray(store[tap]), rtol=1e-4, atol=1e-5)
+
+
+def test_paths_bytes_pictures_and_arrays_are_the_same(images: Path) -> None:
+    path = images / "02.png"
+    picture = Image.open(path)
+    with extractor("image") as extract:
+        found = extract([path, str(path), path.read_bytes(), picture, np.asarray(picture)], ids=["a"] * 5)["b2/t30"]
+    assert np.ptp(found, axis=0).max() < 1e-5 * np.abs(found).max()
+
+
+def test_an_array_of_another_size_is_preprocessed(images: Path) -> None:
+    large = Image.open(images / "02.png").resize((64, 64), Image.Resampling.NEAREST)
+    with extractor("image") as extract:
+        found = extract([large, np.asarray(large)], ids=["a", "a"])["b2/t30"]
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-5)
+
+
+def test_the_id_keys_the_noise(images: Path) -> None:
+    path = images / "00.png"
+    with extractor("image") as extract:
+        first = extract([path, path])["b2/t30"]
+    assert not np.allclose(first[0], first[1])
+
+
+def test_bad_inputs_are_errors(images: Path) -> None:
+    with extractor("image") as extract:
+        with pytest.raises(DecodeError, match="this is no image in a format we accept"):
+            extract([b"no image"])
+        with pytest.raises(ConfigError, match=r"an image array must be uint8 \[H, W, 3\], got float32 \[4, 4, 3\]"):
+            extract([np.zeros((4, 4, 3), np.float32)])
+        with pytest.raises(ConfigError, match="1 inputs but 2 ids"):
+            extract([images / "00.png"], ids=["a", "b"])
+    with extractor("text") as extract, pytest.raises(CaptionError, match="the caption has 99 tokens, the model takes 32"):
+        extract(["two " * 99])
+
+
+def test_nothing_in_gives_nothing_out_but_every_tap() -> None:
+    with extractor("image") as extract:
+        found = extract([])
+    assert {tap: value.shape for tap, value in found.items()} == {"b0/t30": (0, 64), "b2/t30": (0, 64), "b3/t30": (0, 64)}
+
+
+def test_a_text_artifact_without_its_tokenizer_says_so(tmp_path: Path) -> None:
+    folder = copy_of("text", tmp_path)
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(DifffeatError, match="tokenizer"):
+        difffeat.Extractor.from_artifact(folder)(["two"])
+
+
+def test_latents_without_an_autoencoder_cannot_start_from_images(images: Path) -> None:
+    with extractor("sweep-mean") as extract, pytest.raises(ConfigError, match="takes latents and holds no VAE, so it cannot start from images"):
+        extract([images / "00.png"])
