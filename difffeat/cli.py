@@ -31,18 +31,21 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is th
 Output = Annotated[Path | None, typer.Option("-o", "--output", help="Where to write.")]
 
 
-@app.callback()
-def root(
-    context: typer.Context,
-    config: Annotated[Path | None, typer.Option(help="TOML file with options, in tables named after the verbs.")] = None,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
-) -> None:
-    """Truncate, fold, export; stream features into a store; probe, fuse and search."""
-    if version:
+def _print_version(asked: bool) -> None:
+    if asked:
         from difffeat import __version__
 
         typer.echo(__version__)
         raise typer.Exit
+
+
+@app.callback()
+def root(
+    context: typer.Context,
+    config: Annotated[Path | None, typer.Option(help="TOML file with options, in tables named after the verbs.")] = None,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.", is_eager=True, callback=_print_version)] = False,
+) -> None:
+    """Truncate, fold, export; stream features into a store; probe, fuse and search."""
     if config is not None:
         context.default_map = read_config(config)
 

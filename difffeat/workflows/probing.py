@@ -128,7 +128,8 @@ def run_search(image_store: Path, text_store: Path, *, strategy: str, neighbourh
     elif strategy == "grid":
         found = grid_search(evaluator.pair, **options)
     elif strategy == "halving":
-        found = halving(evaluator.pair_within, max_budget=evaluator.rows, **options)
+        least = min(evaluator.rows, max(evaluator.rows // 9, 10 * joined.labels.shape[1]))
+        found = halving(evaluator.pair_within, max_budget=evaluator.rows, min_budget=least, **options)
     else:
         raise ConfigError(f"strategy must be local, grid or halving, got {strategy!r}")
     result = {"schema": SCHEMA, "selected_on": "validation", "rows": {name: len(rows) for name, rows in parts.items()}, **found.to_dict()}

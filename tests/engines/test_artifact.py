@@ -92,7 +92,9 @@ def test_a_foreign_graph_is_told(tmp_path: Path) -> None:
     value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
     model = helper.make_model(helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", [value], [value]))
     (tmp_path / MODEL_FILE).write_bytes(model.SerializeToString())
-    with pytest.raises(ForeignGraph, match=r"model\.onnx carries no difffeat recipe, so nobody can say what it computes\. Export it with difffeat export"):
+    with pytest.raises(
+        ForeignGraph, match=r"model\.onnx carries no difffeat recipe, so nobody can say what it computes\. Export it with difffeat export"
+    ):
         Artifact.open(tmp_path)
 
 
@@ -131,7 +133,9 @@ def test_a_recipe_file_that_is_missing_or_unreadable_is_told(tmp_path: Path) -> 
         Artifact.open(folder)
 
 
-@pytest.mark.parametrize("location", ["../x", "/etc/passwd", "sub/model.onnx_data", "./model.onnx_data", "*/_ORT_MEM_ADDR_/*", "", "latents.onnx_data"])
+@pytest.mark.parametrize(
+    "location", ["../x", "/etc/passwd", "sub/model.onnx_data", "./model.onnx_data", "*/_ORT_MEM_ADDR_/*", "", "latents.onnx_data"]
+)
 def test_external_data_elsewhere_is_refused(tmp_path: Path, location: str) -> None:
     folder = copy_of("image", tmp_path)
     rewrite(folder, lambda model: place(first_external(model), location=location))
@@ -258,7 +262,16 @@ def in_training(model: Any) -> None:
 
 @pytest.mark.parametrize(
     "hide",
-    [in_attribute, in_attribute_list, in_subgraph, in_initializer_of_a_subgraph, in_function, in_sparse_initializer, in_sparse_attribute, in_training],
+    [
+        in_attribute,
+        in_attribute_list,
+        in_subgraph,
+        in_initializer_of_a_subgraph,
+        in_function,
+        in_sparse_initializer,
+        in_sparse_attribute,
+        in_training,
+    ],
 )
 def test_a_tensor_hidden_anywhere_in_the_graph_is_found(tmp_path: Path, hide: Callable[[Any], None]) -> None:
     folder = copy_of("text", tmp_path)

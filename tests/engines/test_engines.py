@@ -195,7 +195,9 @@ def test_a_device_that_is_not_there_is_an_error_and_not_a_slow_surprise() -> Non
 
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers() or torch.cuda.is_available():
         pytest.skip("this machine has CUDA")
-    with pytest.raises(ProviderMissing, match=r"CUDAExecutionProvider was asked for \(device cuda\), but this onnxruntime offers .*CPUExecutionProvider") as ort:
+    with pytest.raises(
+        ProviderMissing, match=r"CUDAExecutionProvider was asked for \(device cuda\), but this onnxruntime offers .*CPUExecutionProvider"
+    ) as ort:
         opened("text", "ort", device="cuda")
     assert "Install difffeat[gpu] in place of difffeat[cpu], or pass --device cpu." in str(ort.value)
     with pytest.raises(ProviderMissing, match=r"cuda:1 was asked for, but torch .* sees 0 CUDA devices\. Pass --device cpu\."):
@@ -213,7 +215,9 @@ def test_a_runtime_that_falls_back_to_another_provider_is_caught(monkeypatch: py
 
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
     monkeypatch.setattr(onnxruntime, "InferenceSession", Fallen)
-    with pytest.raises(ProviderMissing, match="CUDAExecutionProvider was asked for, but the session runs on CPUExecutionProvider: the driver or a CUDA library"):
+    with pytest.raises(
+        ProviderMissing, match="CUDAExecutionProvider was asked for, but the session runs on CPUExecutionProvider: the driver or a CUDA library"
+    ):
         opened("text", "ort", device="cuda")
 
 
@@ -258,7 +262,8 @@ def test_a_graph_that_is_not_there_is_told(graph: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [RuntimeError("[ONNXRuntimeError] : 6 : Failed to allocate memory for requested buffer"), RuntimeError("CUDA out of memory"), MemoryError()]
+    "error",
+    [RuntimeError("[ONNXRuntimeError] : 6 : Failed to allocate memory for requested buffer"), RuntimeError("CUDA out of memory"), MemoryError()],
 )
 def test_running_out_of_memory_is_resumable(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     class Full:
@@ -267,7 +272,9 @@ def test_running_out_of_memory_is_resumable(monkeypatch: pytest.MonkeyPatch, err
 
     with opened("text") as running:
         monkeypatch.setattr(running, "_session", Full())
-        with pytest.raises(OutOfMemory, match=r"ONNX Runtime failed: out of memory\. Finished shards are kept; run again with a smaller --batch-size") as caught:
+        with pytest.raises(
+            OutOfMemory, match=r"ONNX Runtime failed: out of memory\. Finished shards are kept; run again with a smaller --batch-size"
+        ) as caught:
             running.run(feeds(exported("text")))
     assert caught.value.exit_code == 4
     assert caught.value.__cause__ is error
@@ -276,7 +283,10 @@ def test_running_out_of_memory_is_resumable(monkeypatch: pytest.MonkeyPatch, err
 def test_running_out_of_memory_is_resumable_in_torch_too(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    for error in (torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")):
+    for error in (
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"),
+    ):
 
         def full(error: Exception = error, **_: object) -> None:
             raise error

@@ -5,7 +5,9 @@ from difffeat.export.plaid import Plaid, normalise_rows
 from tests.export import small
 
 
-def numpy_plaid(tensors: dict[str, torch.Tensor], depth: int, z: np.ndarray, gamma: np.ndarray, mask: np.ndarray, selfcond: np.ndarray) -> list[np.ndarray]:
+def numpy_plaid(
+    tensors: dict[str, torch.Tensor], depth: int, z: np.ndarray, gamma: np.ndarray, mask: np.ndarray, selfcond: np.ndarray
+) -> list[np.ndarray]:
     """The residual stream in float64, from the published description."""
     w = {name.removeprefix("model."): tensor.double().numpy() for name, tensor in tensors.items()}
     sigmoid = lambda v: 1 / (1 + np.exp(-v))  # noqa: E731
@@ -42,7 +44,9 @@ def test_the_residual_stream_is_the_published_one() -> None:
     z, selfcond, gamma = rng.normal(size=(2, 7, 16)), rng.normal(size=(2, 7, 16)), np.array([-3.0, 2.0])
     mask = np.arange(7)[None] < np.array([[7], [4]])
     expected = numpy_plaid(tensors, config.depth, z, gamma, mask, selfcond)
-    stream = model.residual_stream(*(torch.tensor(v, dtype=torch.float32) for v in (z, gamma)), torch.tensor(mask), torch.tensor(selfcond, dtype=torch.float32))
+    stream = model.residual_stream(
+        *(torch.tensor(v, dtype=torch.float32) for v in (z, gamma)), torch.tensor(mask), torch.tensor(selfcond, dtype=torch.float32)
+    )
     for found, reference in zip(stream, expected, strict=True):
         np.testing.assert_allclose(found.numpy(), reference, rtol=0, atol=2e-5 * np.abs(reference).max())
 

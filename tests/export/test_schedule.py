@@ -8,7 +8,8 @@ from difffeat.export.schedule import NoiseLevel, PlaidSchedule, dit_noise_level
 
 
 @pytest.mark.parametrize(
-    ("t", "sigma", "snr"), [(0, 0.010, 9999), (30, 0.111, 80), (50, 0.173, 32), (81, 0.268, 13), (121, 0.384, 5.8), (261, 0.712, 0.97), (500, 0.960, 0.08)]
+    ("t", "sigma", "snr"),
+    [(0, 0.010, 9999), (30, 0.111, 80), (50, 0.173, 32), (81, 0.268, 13), (121, 0.384, 5.8), (261, 0.712, 0.97), (500, 0.960, 0.08)],
 )
 def test_dit_levels_are_the_published_ones(t: int, sigma: float, snr: float) -> None:
     level = dit_noise_level(t)

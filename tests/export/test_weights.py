@@ -16,7 +16,13 @@ from difffeat.export.vae_weights import expected_shapes as vae_shapes
 from tests.export import small
 
 SMALL_DIT = w.DiTConfig(name="dit-small", depth=2, width=32, heads=4, patch=2, input_size=8, num_classes=5)
-SMALL_VAE = {**w.SD_VAE_CONFIG, "block_out_channels": [8, 16], "down_block_types": ["DownEncoderBlock2D"] * 2, "norm_num_groups": 4, "layers_per_block": 1}
+SMALL_VAE = {
+    **w.SD_VAE_CONFIG,
+    "block_out_channels": [8, 16],
+    "down_block_types": ["DownEncoderBlock2D"] * 2,
+    "norm_num_groups": 4,
+    "layers_per_block": 1,
+}
 SMALL_VAE["up_block_types"] = ["UpDecoderBlock2D"] * 2
 SMALL_PLAID = w.PlaidConfig(name="plaid-2x128", depth=2, width=128, vocab=50)
 
@@ -98,7 +104,9 @@ def test_embedders_that_differ_between_blocks_are_refused(tmp_path: Path) -> Non
     state = load_file(file)
     state["transformer_blocks.1.norm1.emb.timestep_embedder.linear_1.bias"] += 1
     save_file(state, file)
-    with pytest.raises(CheckpointMismatch, match=r"transformer_blocks\.1\.norm1\.emb\.timestep_embedder\.linear_1\.bias differs from that of block 0"):
+    with pytest.raises(
+        CheckpointMismatch, match=r"transformer_blocks\.1\.norm1\.emb\.timestep_embedder\.linear_1\.bias differs from that of block 0"
+    ):
         load_small(tmp_path)
 
 
@@ -129,7 +137,9 @@ def test_a_pickle_with_code_is_refused_and_does_not_run(tmp_path: Path, torch_fo
     assert not target.exists()
 
 
-@pytest.mark.parametrize(("name", "content"), [("x.pt", b"PK\x03\x04 not a zip"), ("x.pt", b""), ("x.safetensors", b"\xff" * 64), ("x.bin", b"hello")])
+@pytest.mark.parametrize(
+    ("name", "content"), [("x.pt", b"PK\x03\x04 not a zip"), ("x.pt", b""), ("x.safetensors", b"\xff" * 64), ("x.bin", b"hello")]
+)
 def test_garbage_gives_a_typed_error(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises((CheckpointMismatch, UntrustedFile), match=name.replace(".", r"\.")):

@@ -85,9 +85,7 @@ def test_no_row_serves_two_splits(grid_stores) -> None:
 def test_stores_of_other_recipes_or_classes_do_not_meet(grid_stores, make_store) -> None:
     train, other = grid_stores
     other.fingerprint = "ab" * 32
-    with pytest.raises(
-        ProbeError, match=r"the test store was made by another recipe \(abababababab\) than the training store \(000000000000\)"
-    ):
+    with pytest.raises(ProbeError, match=r"the test store was made by another recipe \(abababababab\) than the training store \(000000000000\)"):
         probe_store(train, "b2/t30", test=other)
     probe_store(train, "b2/t30", test=other, allow_mixed=True, n_resamples=5, settings={"epochs": 1})
     other.classes = ("a", "b", "c", "d")

@@ -81,9 +81,7 @@ def test_stores_that_cannot_be_joined_say_why(stores, make_store) -> None:
     other = make_store({"b4/t0": problem.x}, problem.y, ids=[f"s{row:04d}.txt" for row in range(30)])
     with pytest.raises(ProbeError, match=re.escape("the image store has 's0000', ..., the text store 's0000.txt', ...")):
         join(image, other)
-    with pytest.raises(
-        ProbeError, match=r"the stores differ in their classes: 4 \(class-0, class-1, class-2, ...\) against 4 \(a, b, c, ...\)"
-    ):
+    with pytest.raises(ProbeError, match=r"the stores differ in their classes: 4 \(class-0, class-1, class-2, ...\) against 4 \(a, b, c, ...\)"):
         join(image, make_store({"b4/t0": problem.x}, problem.y, classes=("a", "b", "c", "d")))
     twice = make_store({"b4/t0": problem.x}, problem.y, ids=["s0000"] * 2 + image.ids[2:])
     with pytest.raises(ProbeError, match="sample id 's0000' stands more than once in the text store"):

@@ -84,7 +84,9 @@ def test_finished_shards_are_neither_computed_nor_written_again(source: Path, tm
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(stops=st.lists(st.integers(0, 45), max_size=4), spoil=st.lists(st.sampled_from(["flip-size", "receipt", "shard", "half"]), max_size=2))
-def test_any_sequence_of_stops_and_losses_ends_with_the_same_bytes(source: Path, tmp_path_factory: pytest.TempPathFactory, stops: list[int], spoil: list[str]) -> None:
+def test_any_sequence_of_stops_and_losses_ends_with_the_same_bytes(
+    source: Path, tmp_path_factory: pytest.TempPathFactory, stops: list[int], spoil: list[str]
+) -> None:
     work = tmp_path_factory.mktemp("sequence")
     run(source, work / "whole")
     out = work / "out"

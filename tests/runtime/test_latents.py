@@ -98,7 +98,10 @@ def test_an_unfinished_cache_is_refused(images: Path, cache: Path, tmp_path: Pat
 
 
 def test_a_graph_that_takes_latents_needs_a_cache_or_its_autoencoder(images: Path, tmp_path: Path) -> None:
-    with opened("from-latents") as engine, pytest.raises(DifffeatError, match="this graph takes latents, and its artifact holds no VAE: pass --latents CACHE"):
+    with (
+        opened("from-latents") as engine,
+        pytest.raises(DifffeatError, match="this graph takes latents, and its artifact holds no VAE: pass --latents CACHE"),
+    ):
         extract(engine, open_source(images), tmp_path / "out")
 
 
