@@ -74,7 +74,7 @@ def dit_recipe(weights: Any, vae: Any | None, options: ExportOptions) -> GraphRe
 
     config = weights.config
     if vae is None and options.kind in ("image", "latents"):
-        raise ConfigError(f"a {options.kind} graph starts at pixels and needs the autoencoder. Pass --vae PATH|HUB_ID, or --graph from-latents.")
+        raise ConfigError(f"this graph ({options.kind}) starts at pixels and needs the autoencoder. Pass --vae PATH|HUB_ID, or --graph from-latents.")
     label = config.num_classes if options.label is None else options.label
     if not 0 <= label <= config.num_classes:
         raise ConfigError(f"label must lie in 0..{config.num_classes} ({config.num_classes} is the null label), got {label}")
@@ -111,7 +111,7 @@ def plaid_recipe(weights: Any, tokenizer_digest: str, options: ExportOptions) ->
     if options.pooling not in ("mean", "max"):
         raise ConfigError(f"text graphs pool with mean or max, got {options.pooling!r}.")
     if options.kind not in ("text", "text-sweep"):
-        raise ConfigError(f"a {options.kind} graph is for images; Plaid has text and text-sweep (--graph sweep).")
+        raise ConfigError(f"{options.kind} graphs are for images; Plaid has text and text-sweep (--graph sweep).")
     schedule = plaid_schedule(weights.tensors)
     return GraphRecipe(
         backbone=weights.config.name,

@@ -76,7 +76,7 @@ class TapEvaluator:
         return self._score(np.concatenate([train_image, train_text], axis=1), np.concatenate([image, text], axis=1), self._train.labels)
 
     def pair_within(self, image_tap: str, text_tap: str, /, *, budget: int) -> float:
-        """Of a pair when only `budget` training rows are used: the same ones for every pair, drawn with a fixed seed (sources are often sorted by class)."""
+        """Of a pair on `budget` training rows: the same for every pair, drawn with a fixed seed (sources are often sorted by class)."""
         small = Split(self._train.joined, np.random.Generator(np.random.PCG64(0)).permutation(self._train.rows)[:budget])
         return self._score(small.pair(image_tap, text_tap), self._held.pair(image_tap, text_tap), small.labels)
 

@@ -92,7 +92,8 @@ def test_a_report_names_the_first_bad_tap_and_how_many_there_are() -> None:
     with pytest.raises(ParityError) as caught:
         failed.require()
     assert str(caught.value) == (
-        "2 of 3 taps are beyond the tolerance 1e-05 against the unfolded fp32 torch module; the first is b2/t0: relative L2 2.50e-01, cosine 0.900000, "
+        "2 of 3 taps are beyond the tolerance 1e-05 against the unfolded fp32 torch module; the first is b2/t0: relative L2 2.50e-01, "
+        "cosine 0.900000, "
         "0 non-finite values. The artifact is not usable; please report it with the versions that difffeat inspect prints."
     )
 

@@ -70,6 +70,7 @@ def test_the_diffusers_convention_is_that_of_diffusers(t: int) -> None:
         patch_size=2,
         num_embeds_ada_norm=config.num_classes,
     ).eval()
+    assert isinstance(other.pos_embed.pos_embed, torch.Tensor)
     other.load_state_dict(diffusers_layout(tensors, config.depth), strict=False)
     z, label = torch.randn(3, 4, 8, 8), torch.tensor([0, 2, 5])
     with torch.no_grad():

@@ -44,9 +44,8 @@ def test_the_residual_stream_is_the_published_one() -> None:
     z, selfcond, gamma = rng.normal(size=(2, 7, 16)), rng.normal(size=(2, 7, 16)), np.array([-3.0, 2.0])
     mask = np.arange(7)[None] < np.array([[7], [4]])
     expected = numpy_plaid(tensors, config.depth, z, gamma, mask, selfcond)
-    stream = model.residual_stream(
-        *(torch.tensor(v, dtype=torch.float32) for v in (z, gamma)), torch.tensor(mask), torch.tensor(selfcond, dtype=torch.float32)
-    )
+    single = [torch.tensor(v, dtype=torch.float32) for v in (z, gamma, selfcond)]
+    stream = model.residual_stream(single[0], single[1], torch.tensor(mask), single[2])
     for found, reference in zip(stream, expected, strict=True):
         np.testing.assert_allclose(found.numpy(), reference, rtol=0, atol=2e-5 * np.abs(reference).max())
 
@@ -62,7 +61,7 @@ def test_the_head_adds_the_likelihood_of_the_noisy_embedding() -> None:
     alpha, variance = np.sqrt(1 / (1 + np.exp(1.5))), 1 / (1 + np.exp(-1.5))
     logits = logits + alpha / variance * z @ table.T
     single = [torch.tensor(v, dtype=torch.float32) for v in (x, z, gamma)]
-    found = model.head(*single, normalise_rows(tensors["embedding_matrix.matrix"]))
+    found = model.head(single[0], single[1], single[2], normalise_rows(tensors["embedding_matrix.matrix"]))
     np.testing.assert_allclose(found.numpy(), logits, rtol=0, atol=2e-5 * np.abs(logits).max())
 
 

@@ -74,7 +74,7 @@ def test_the_xl_has_the_published_number_of_parameters() -> None:
 
 def test_an_unknown_geometry_asks_for_the_heads(tmp_path: Path) -> None:
     w.save_dit_original(w.random_dit(SMALL_DIT), tmp_path / "x.pt")
-    with pytest.raises(CheckpointMismatch, match="2 blocks of width 32, no published size.*pass --heads"):
+    with pytest.raises(CheckpointMismatch, match=r"2 blocks of width 32, no published size.*pass --heads"):
         w.load_dit(tmp_path / "x.pt")
 
 
@@ -160,7 +160,7 @@ def test_what_does_not_exist_is_said_with_the_option(tmp_path: Path) -> None:
         w.load_vae(str(tmp_path / "no" / "vae"))
     with pytest.raises(CheckpointNotFound, match="Plaid's four files"):
         w.load_plaid(tmp_path / "none")
-    with pytest.raises(CheckpointNotFound, match="owt2_tokenizer.json"):
+    with pytest.raises(CheckpointNotFound, match=r"owt2_tokenizer.json"):
         w.load_tokenizer_file(tmp_path / "none.json")
 
 

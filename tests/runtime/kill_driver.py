@@ -1,6 +1,6 @@
 """Run in a process of its own: forks a child for each point of the extraction, lets it be killed there, and resumes. Prints what came of it as JSON.
 
-A child that is killed runs no handler and flushes nothing. Every second resume is killed too, one operation further on than the resume's own first third.
+A child that is killed runs no handler and flushes nothing. Every second resume is killed too.
 """
 
 from __future__ import annotations

@@ -45,7 +45,8 @@ def extracted(name: str, source: Source | Path, out: Path, **options: Any) -> St
     with opened(name) as engine:
         if "latents" in engine.inputs and artifact.latents_graph is not None and "latent_cache" not in options:
             with opened(name, "latents") as vae:
-                extract(engine, listed, out, **(settings | {"latents_engine": vae} | options))
+                settings["latents_engine"] = vae
+                extract(engine, listed, out, **(settings | options))
         else:
             extract(engine, listed, out, **(settings | options))
     return Store.open(out)

@@ -51,7 +51,7 @@ def test_plaid_without_its_tokenizer_is_refused(tmp_path: Path, monkeypatch: pyt
     from tests.artifacts import plaid_weights
 
     monkeypatch.setattr(weights, "load_plaid", lambda *_, **__: plaid_weights())
-    with pytest.raises(ConfigError, match="Plaid needs its tokenizer: pass --tokenizer owt2_tokenizer.json"):
+    with pytest.raises(ConfigError, match=r"Plaid needs its tokenizer: pass --tokenizer owt2_tokenizer.json"):
         load_backbone("plaid", str(tmp_path))
 
 

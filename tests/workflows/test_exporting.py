@@ -1,0 +1,170 @@
+"""An export is checked against the unfolded network before it gets its name, and never costs the artifact it replaces."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from difffeat.engines import Artifact
+from difffeat.errors import ConfigError, DifffeatError, NotYetAvailable, ParityError
+from difffeat.workflows.exporting import ExportOptions, dit_recipe, export_dit, plaid_recipe
+from tests.artifacts import OPTIONS, dit_weights, export_named, exported, plaid_weights, vae_weights
+from tests.runtime.fake import tree
+
+
+def options(**changes: Any) -> ExportOptions:
+    return ExportOptions(**{"kind": "from-latents", "blocks": (1,), "timesteps": (30.0,), "noising": "random", **changes})
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_parity_is_measured_at_every_tap_and_written_down(name: str) -> None:
+    artifact = exported(name)
+    stored = json.loads((artifact.path / "parity.json").read_text())
+    expected = set(artifact.recipe.taps) | ({"latents"} if artifact.latents_graph is not None else set())
+    assert set(stored["taps"]) == expected
+    assert stored["passed"] is True
+    assert stored["reference"] == "unfolded fp32 torch module"
+    for tap in stored["taps"].values():
+        assert 0 < tap["relative_l2"] <= stored["tolerance"] == 1e-5
+        assert tap["nonfinite"] == 0
+
+
+@pytest.fixture
+def wrong_fold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second block's first gate is left out."""
+    from difffeat.export import fold
+
+    real = fold.dit_modulation
+
+    def wrong(*arguments: Any, **named: Any) -> torch.Tensor:
+        modulation = real(*arguments, **named).clone()
+        modulation[1, 2] = 1.0
+        return modulation
+
+    monkeypatch.setattr(fold, "dit_modulation", wrong)
+
+
+@pytest.mark.usefixtures("wrong_fold")
+def test_a_graph_that_is_not_the_network_is_refused_and_kept_aside(tmp_path: Path) -> None:
+    with pytest.raises(
+        ParityError, match=r"beyond the tolerance 1e-05 against the unfolded fp32 torch module; the first is b2/t30: .* It was kept at"
+    ):
+        export_named("from-latents", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    stored = json.loads((tmp_path / "out.failed" / "parity.json").read_text())
+    assert stored["passed"] is False
+    assert stored["taps"]["b0/t30"]["relative_l2"] < 1e-5 < stored["taps"]["b2/t30"]["relative_l2"]
+
+
+def test_a_failed_export_leaves_the_old_artifact_alone(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    export_named("from-latents", tmp_path / "out")
+    before = tree(tmp_path / "out")
+    request.getfixturevalue("wrong_fold")
+    with pytest.raises(ParityError):
+        export_named("from-latents", tmp_path / "out", overwrite=True)
+    assert tree(tmp_path / "out") == before
+
+
+def test_an_export_that_is_cut_short_leaves_no_artifact_and_the_next_one_cleans_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from difffeat.export import graph
+
+    with monkeypatch.context() as broken:
+        broken.setattr(graph, "write_graph", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            export_named("text", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out.partial"]
+    export_named("text", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_artifact_is_replaced_only_when_asked(tmp_path: Path) -> None:
+    export_named("text", tmp_path / "out")
+    with pytest.raises(ConfigError, match=r"already holds an artifact. Pass --overwrite to replace it, or another -o."):
+        export_named("text", tmp_path / "out")
+    export_named("text", tmp_path / "out", overwrite=True, blocks=(1,))
+    assert Artifact.open(tmp_path / "out").recipe.blocks == (1,)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_folder_of_something_else_is_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("years of work")
+    with pytest.raises(ConfigError, match="exists and is no artifact of ours; choose another -o"):
+        export_named("text", tmp_path / "out", overwrite=True)
+    assert (tmp_path / "out" / "thesis.tex").read_text() == "years of work"
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"noising": "ddim"}, NotYetAvailable, "ddim inversion and denoiser graphs come with the next release"),
+        ({"precision": "fp16"}, NotYetAvailable, "--dtype fp16 comes with the next release"),
+        ({"blocks": ()}, ConfigError, "no block was asked for. Pass --blocks"),
+        ({"timesteps": (0.0, 30.0)}, ConfigError, "has one timestep baked in, got 2. For several, pass --graph sweep."),
+        ({"kind": "sweep", "timesteps": (30.0, 30.0)}, ConfigError, "a sweep needs timesteps that differ"),
+        ({"kind": "sweep", "noising": "constant"}, ConfigError, "a sweep graph has no noise baked in; use --noising random or mean."),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(changes: dict[str, Any], error: type[DifffeatError], message: str) -> None:
+    with pytest.raises(error) as caught:
+        options(**changes)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"blocks": (1, 4)}, "blocks must lie in 0..3 (block k is the stream after k blocks, 0 the embedding), got [4]"),
+        ({"label": 6}, "label must lie in 0..5 (5 is the null label), got 6"),
+        ({"kind": "image"}, "this graph (image) starts at pixels and needs the autoencoder. Pass --vae PATH|HUB_ID, or --graph from-latents."),
+        ({"kind": "sweep", "blocks": (0,)}, "a sweep over block 0 alone has no modulation to sweep"),
+        ({"timesteps": (1000.0,)}, "999"),
+        ({"timesteps": (0.5,)}, "999"),
+    ],
+)
+def test_what_the_dit_lacks_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(DifffeatError) as caught:
+        dit_recipe(dit_weights(), None, options(**changes))
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kind": "text", "pooling": "grid"}, "text graphs pool with mean or max, got 'grid'"),
+        ({"kind": "image"}, "image graphs are for images; Plaid has text and text-sweep (--graph sweep)."),
+        ({"kind": "text", "blocks": (3,)}, "blocks must lie in 0..2"),
+        ({"kind": "text", "timesteps": (1.5,)}, "1.5"),
+    ],
+)
+def test_what_plaid_lacks_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(DifffeatError) as caught:
+        plaid_recipe(plaid_weights(), "0" * 64, options(**{"timesteps": (0.0,), **changes}))
+    assert message in str(caught.value)
+
+
+def test_random_weights_are_marked_in_the_recipe() -> None:
+    assert exported("image").recipe.origin == "random:1"
+
+
+def test_the_recipe_names_the_digest_of_everything_that_decides_a_feature() -> None:
+    assert set(exported("image").recipe.weights) == {"backbone", "vae"}
+    assert exported("image").recipe.weights["vae"] == vae_weights().digest
+    assert set(exported("latents").recipe.weights) == {"vae"}
+    assert set(exported("text").recipe.weights) == {"backbone", "tokenizer"}
+
+
+def test_every_log_snr_stands_beside_its_timestep() -> None:
+    recipe = exported("sweep").recipe
+    assert list(recipe.log_snr) == sorted(recipe.log_snr, reverse=True)
+    assert len(recipe.log_snr) == len(recipe.timesteps) == 3
+
+
+def test_progress_is_told_step_by_step(tmp_path: Path) -> None:
+    said: list[str] = []
+    export_dit(dit_weights(), None, options(), tmp_path / "out", say=said.append)
+    assert said == ["running the unfolded fp32 reference", "exporting model.onnx", "checking parity of the finished file"]
