@@ -79,7 +79,7 @@ def bar_chart_png(names: Sequence[str], values: Sequence[float], intervals: Sequ
         if interval is not None:
             axes.plot(interval, [place, place], color=_INK, linewidth=1.4, marker="|", markersize=7)
         edge = value if interval is None else max(value, interval[1])
-        axes.text(edge + 0.015 * (right - left), place, f"{value:.4g}", va="center", fontsize=8, color=_INK)
+        axes.text(edge + 0.015 * (right - left), place, f"{value:.1f}", va="center", fontsize=8, color=_INK)
     axes.set_yticks(places, [_plain(name) for name in names])
     axes.set_xlim(left, right + 0.12 * (right - left or 1))
     axes.set_xlabel(unit)

@@ -199,8 +199,8 @@ def _judge(chosen: Chosen, search: SearchResult, differences: Mapping[str, Mappi
     _, text_t = parse_tap(chosen.text_tap)
     return {
         "image-block-inside": (0 < image_block < last, f"block {image_block} of {last}"),
-        "image-timestep-noisy": (image_t > 0, f"t = {image_t:g}"),
-        "text-timestep-clean": (text_t == 0, f"t = {text_t:g}"),
+        "image-timestep-noisy": (image_t > 0, f"t = {image_t:g} in the chosen pair; {_best_alone(search, 'image')}"),
+        "text-timestep-clean": (text_t == 0, f"t = {text_t:g} in the chosen pair; {_best_alone(search, 'text')}"),
         "image-above-pixels": _above(differences["image - raw pixels"]),
         "image-above-random": _above(differences["image - random backbone"]),
         "fused-above-image": _above(differences["fused - image"]),
@@ -209,6 +209,11 @@ def _judge(chosen: Chosen, search: SearchResult, differences: Mapping[str, Mappi
         "shuffled-falls-back": (differences["shuffled - image"]["difference"] <= 1.0, _said(differences["shuffled - image"])),
         "search-regret-small": (regret <= 0.5, f"regret {regret:.2f} points on validation"),
     }
+
+
+def _best_alone(search: SearchResult, kind: str) -> str:
+    best = max((entry for entry in search.trace if entry.kind == kind), key=lambda entry: entry.value)
+    return f"alone, {best.taps[0]} is best on validation, {100 * best.value:.1f}"
 
 
 def _above(difference: Mapping[str, float]) -> tuple[bool, str]:

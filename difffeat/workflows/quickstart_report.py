@@ -47,7 +47,7 @@ def write_report(
         Heading("Reproducing this"),
         *_reproduce(run, artifacts),
     ]
-    subtitle = f"Chosen on validation, reported on test, which was read once. Training attempts before this one: {made['attempts'] - 1}."
+    subtitle = f"Chosen on validation, reported on test, which these weights were read on once. Training attempts: {made['attempts']}."
     return Report("Diff-Feat on digit scenes", sections, subtitle).save(run.out / "report.html")
 
 
@@ -91,7 +91,7 @@ def _maps(search: SearchResult, random_surface: tuple[Grid, np.ndarray], artifac
 
     image_taps = [e.taps[0] for e in search.trace if e.kind == "image"]
     text_taps = [e.taps[0] for e in search.trace if e.kind == "text"]
-    visited = "Numbers: the order in which the search tried these taps in pairs."
+    visited = "Framed: the chosen pair's tap. Dotted: the best tap alone. Small numbers: the order in which the search tried these taps in pairs."
     yield heat(
         "Image taps, validation", Grid.of_taps(image_taps), search.surfaces["image"], artifacts["image"], search_steps(search, "image"), visited
     )
