@@ -47,7 +47,7 @@ def write_report(
         Heading("Reproducing this"),
         *_reproduce(run, artifacts),
     ]
-    subtitle = f"Chosen on validation, reported on test, which these weights were read on once. Training attempts: {made['attempts']}."
+    subtitle = f"Chosen on validation, reported on test, which was read once for these weights. Training attempts: {made['attempts']}."
     return Report("Diff-Feat on digit scenes", sections, subtitle).save(run.out / "report.html")
 
 
