@@ -23,6 +23,7 @@ from difffeat.runtime.files import Files
 from difffeat.runtime.latents import LatentCache
 from difffeat.runtime.manifest import Manifest, Receipt
 from difffeat.runtime.noise import noise
+from difffeat.runtime.preprocess import quiet_pillow
 from difffeat.runtime.sources import Sample, Source
 from difffeat.runtime.tokens import Captions
 from difffeat.runtime.writer import StoreWriter, sample_columns, samples_digest
@@ -152,7 +153,11 @@ def extract(
     manifest = _manifest(engine, source, run, columns, batch_size, shard_size, {"length_multiple": length_multiple} if captions else {}, cache)
     workers = num_workers or os.cpu_count() or 1
     clock = _Clock(len(source), progress)
-    with StoreWriter(out, manifest, columns, overwrite=overwrite, files=files) as writer, ThreadPoolExecutor(workers, "decode") as pool:
+    with (
+        quiet_pillow(),
+        StoreWriter(out, manifest, columns, overwrite=overwrite, files=files) as writer,
+        ThreadPoolExecutor(workers, "decode") as pool,
+    ):
         job = _Job(engine, source.samples, run, manifest, writer, feeder, per_timestep(engine, table), max_bad_fraction, clock)
         try:
             receipts, skipped = job.run(pool)

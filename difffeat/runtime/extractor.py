@@ -13,7 +13,7 @@ from difffeat.errors import ConfigError
 from difffeat.recipe import tap_name
 from difffeat.runtime.batches import per_timestep, tap_shapes
 from difffeat.runtime.noise import noise
-from difffeat.runtime.preprocess import decode, preprocess, read_bytes, to_rgb
+from difffeat.runtime.preprocess import decode, preprocess, quiet_pillow, read_bytes, to_rgb
 from difffeat.runtime.sources import Sample
 from difffeat.runtime.tokens import Captions, batches_by_length, pad_tokens
 
@@ -78,9 +78,10 @@ class Extractor:
             raise ConfigError(f"{len(inputs)} inputs but {len(names)} ids")
         parts = self._text_batches(inputs) if "tokens" in self._engine.inputs else self._image_batches(inputs)
         out = {tap: np.empty((len(names), *shape), np.float32) for tap, shape in tap_shapes(self._engine).items()}
-        for rows, feeds in parts:
-            for tap, values in self._run(feeds, [names[row] for row in rows]):
-                out[tap][rows] = values.reshape(len(rows), *out[tap].shape[1:])
+        with quiet_pillow():
+            for rows, feeds in parts:
+                for tap, values in self._run(feeds, [names[row] for row in rows]):
+                    out[tap][rows] = values.reshape(len(rows), *out[tap].shape[1:])
         return out
 
     def _run(self, feeds: dict[str, np.ndarray], names: list[str]) -> Any:

@@ -83,7 +83,7 @@ class Manifest:
                 taps={_text(name): tuple(_count(size, 1) for size in _list(shape)) for name, shape in data["taps"].items()},
                 shards=tuple(_count(rows, 1) for rows in _list(data["shards"])),
                 versions={_text(k): _text(v) for k, v in data["versions"].items()},
-                options=dict(data["options"]),
+                options=_mapping(data["options"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError, ForeignGraph) as error:
             raise StoreCorrupt(f"{where} is damaged ({type(error).__name__}: {error}). Restore it, or extract again with --overwrite.") from None
@@ -211,6 +211,12 @@ def _count(value: Any, least: int = 0) -> int:
 def _list(value: Any) -> list[Any]:
     if not isinstance(value, list):
         raise TypeError(f"expected a list, found {value!r:.60}")
+    return value
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError(f"expected an object, found {value!r:.60}")
     return value
 
 

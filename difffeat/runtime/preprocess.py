@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,15 +43,24 @@ def decode(data: bytes, size: int, preprocessing: str) -> np.ndarray:
     return preprocess(to_rgb(image), size, preprocessing)
 
 
+@contextlib.contextmanager
+def quiet_pillow() -> Iterator[None]:
+    """Silence Pillow's warnings: of large images (our own limit is checked before any pixel is decoded) and of odd metadata (only pixels count).
+
+    To be entered once, by the thread that starts the decoding ones: filters belong to the process, and entering it in each would race.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\..*")
+        yield
+
+
 def _open(data: bytes) -> Any:
     from PIL import Image, UnidentifiedImageError
 
     if not data:
         raise DecodeError("the file is empty. Get it again, or remove it from the source.")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is checked next, before any pixel is decoded
-            return Image.open(io.BytesIO(data), formats=FORMATS)
+        return Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise ImageTooLarge(f"{error}. Resize it first, or remove it from the source.") from None
     except UnidentifiedImageError:

@@ -1,0 +1,227 @@
+"""Samples are listed in a stable order with captions and labels, and what cannot be listed is named."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from difffeat.errors import DuplicateSample, EmptySource, SourceError, SourceFormatError
+from difffeat.runtime.sources import Source, open_source
+
+
+def touch(root: Path, *names: str) -> Path:
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    return root
+
+
+def ids(source: Source) -> list[str]:
+    return [sample.id for sample in source.samples]
+
+
+def test_a_folder_is_listed_in_path_order_and_the_rest_is_counted(tmp_path: Path) -> None:
+    source = open_source(touch(tmp_path, "b.png", "a.JPG", "z/c.webp", "notes.pdf", "x", "lonely.txt"))
+    assert ids(source) == ["a", "b", "z/c"]
+    assert source.samples[2].locator == "z/c.webp"
+    assert dict(source.ignored) == {".pdf": 1, "": 1, ".txt": 1}
+    assert (source.classes, source.samples[0].labels) == ((), None)
+
+
+def test_captions_lie_beside_their_image_one_a_line(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png", "b.png")
+    (tmp_path / "a.txt").write_text("\ufeffa cat\n\n  on a mat \n", encoding="utf-8")
+    source = open_source(tmp_path)
+    assert source.samples[0].captions == ("a cat", "on a mat")
+    assert source.samples[1].captions == ()
+    assert source.has_captions
+
+
+def test_a_caption_that_is_not_utf8_is_that_samples_problem(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png")
+    (tmp_path / "a.txt").write_bytes(b"caf\xe9")
+    assert open_source(tmp_path).samples[0].problem == "a.txt is not UTF-8 (byte 3). Save it as UTF-8."
+
+
+@pytest.mark.parametrize(
+    ("names", "asked", "classes"),
+    [
+        (("cat/1.png", "dog/2.png"), None, ("cat", "dog")),
+        (("cat/1.png",), None, ()),
+        (("cat/1.png",), True, ("cat",)),
+        (("cat/1.png", "dog/2.png"), False, ()),
+        (("cat/1.png", "dog/2.png", "3.png"), None, ()),
+        (("cat/a/1.png", "dog/2.png"), None, ()),
+    ],
+)
+def test_subfolders_are_classes_when_they_look_like_it_or_when_told(
+    names: tuple[str, ...], asked: bool | None, classes: tuple[str, ...], tmp_path: Path
+) -> None:
+    assert open_source(touch(tmp_path, *names), class_folders=asked).classes == classes
+
+
+ROWS = [
+    {"id": "one", "image": "pictures/1.png", "captions": ["a cat", "a mat"], "labels": ["cat", "mat"]},
+    {"id": "two", "image": "pictures/2.png", "captions": ["a dog"], "labels": []},
+]
+
+
+def csv_manifest(path: Path) -> Path:
+    path.with_suffix(".csv").write_text("id,image,captions,labels\none,pictures/1.png,a cat|a mat,cat;mat\ntwo,pictures/2.png,a dog,\n")
+    return path.with_suffix(".csv")
+
+
+def tsv_manifest(path: Path) -> Path:
+    path.with_suffix(".tsv").write_text("id\timage\tcaptions\tlabels\none\tpictures/1.png\ta cat|a mat\tcat|mat\ntwo\tpictures/2.png\ta dog\t\n")
+    return path.with_suffix(".tsv")
+
+
+def jsonl_manifest(path: Path) -> Path:
+    path.with_suffix(".jsonl").write_text("".join(json.dumps(row) + "\n\n" for row in ROWS))
+    return path.with_suffix(".jsonl")
+
+
+def parquet_manifest(path: Path) -> Path:
+    pq.write_table(pa.Table.from_pylist([{**row, "other": 1.5} for row in ROWS]), path.with_suffix(".parquet"))
+    return path.with_suffix(".parquet")
+
+
+@pytest.mark.parametrize("write", [csv_manifest, tsv_manifest, jsonl_manifest, parquet_manifest])
+def test_every_kind_of_manifest_says_the_same(write: Callable[[Path], Path], tmp_path: Path) -> None:
+    source = open_source(write(tmp_path / "all"))
+    assert ids(source) == ["one", "two"]
+    assert [sample.captions for sample in source.samples] == [("a cat", "a mat"), ("a dog",)]
+    assert [sample.labels for sample in source.samples] == [("cat", "mat"), ()]
+    assert source.classes == ("cat", "mat")
+    assert source.samples[0].image == tmp_path / "pictures/1.png"
+    moved = open_source(write(tmp_path / "all"), images=tmp_path / "elsewhere")
+    assert moved.samples[0].image == tmp_path / "elsewhere/pictures/1.png"
+
+
+def test_without_ids_the_path_or_the_row_names_the_sample(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("image\nx/1.png\nx/2.jpg\n")
+    assert ids(open_source(tmp_path / "a.csv")) == ["x/1", "x/2"]
+    (tmp_path / "b.csv").write_text("caption\na cat\na dog\n")
+    assert ids(open_source(tmp_path / "b.csv")) == ["000000000", "000000001"]
+
+
+INSTANCES: dict[str, Any] = {
+    "images": [{"id": 9, "file_name": "b.jpg"}, {"id": 4, "file_name": "a.jpg"}, {"id": 5, "file_name": "c.jpg"}],
+    "categories": [{"id": 7, "name": "dog"}, {"id": 2, "name": "zebra"}],
+    "annotations": [
+        {"image_id": 9, "category_id": 7},
+        {"image_id": 9, "category_id": 7},
+        {"image_id": 9, "category_id": 2},
+        {"image_id": 4, "category_id": 2},
+    ],
+}
+CAPTIONS: dict[str, Any] = {
+    "images": INSTANCES["images"],
+    "annotations": [{"image_id": 4, "caption": " a zebra "}, {"image_id": 4, "caption": "stripes"}],
+}
+
+
+def coco(folder: Path, name: str, content: Any) -> Path:
+    (folder / name).write_text(json.dumps(content))
+    return folder / name
+
+
+def test_coco_joins_labels_and_captions_by_image(tmp_path: Path) -> None:
+    source = open_source(coco(tmp_path, "i.json", INSTANCES), images=tmp_path / "val", captions=coco(tmp_path, "c.json", CAPTIONS))
+    assert ids(source) == ["b", "a", "c"]
+    assert source.classes == ("zebra", "dog")
+    assert [sample.labels for sample in source.samples] == [("zebra", "dog"), ("zebra",), ()]
+    assert source.samples[1].captions == ("a zebra", "stripes")
+    assert source.samples[0].image == tmp_path / "val/b.jpg"
+
+
+def test_coco_captions_alone_have_no_labels(tmp_path: Path) -> None:
+    source = open_source(coco(tmp_path, "c.json", CAPTIONS))
+    assert source.classes == ()
+    assert source.samples[0].labels is None
+
+
+def errors() -> dict[str, tuple[str, str | bytes, type[SourceError], str]]:
+    """Kind of mistake -> file name, content, error, part of its message."""
+    foreign = {**INSTANCES, "annotations": [{"image_id": 9, "category_id": 99}]}
+    return {
+        "no column": (
+            "m.csv",
+            "path,label\na,b\n",
+            SourceFormatError,
+            "has no column 'image', 'caption' or 'captions'; its columns are: path, label. Rename",
+        ),
+        "ragged": ("m.csv", "image,labels\na.png\n", SourceFormatError, "m.csv, line 2: the row has another number of fields than the header"),
+        "no UTF-8": ("m.csv", b"image\ncaf\xe9.png\n", SourceFormatError, "m.csv is not UTF-8 (byte 9). Save it as UTF-8."),
+        "no JSON": ("m.jsonl", '{"image": "a.png"}\n{oops\n', SourceFormatError, "m.jsonl, line 2 is not JSON"),
+        "no object": ("m.jsonl", "[1]\n", SourceFormatError, "m.jsonl, line 1 is not a JSON object"),
+        "number as image": ("m.jsonl", '{"image": 5}\n', SourceFormatError, "row 1: 'image' must be a path, found int"),
+        "number as caption": (
+            "m.jsonl",
+            '{"caption": 1.5}\n',
+            SourceFormatError,
+            "row 1: 'captions' must be a string or a list of strings, found 1.5",
+        ),
+        "no Parquet": ("m.parquet", b"PAR1 not really", SourceFormatError, "is no readable Parquet file"),
+        "no COCO": ("m.json", '{"images": []}', SourceFormatError, "it needs the lists 'images' and 'annotations', and has: images"),
+        "foreign category": ("m.json", json.dumps(foreign), SourceFormatError, "an annotation has category_id 99, which 'categories' does not list"),
+        "no field": ("m.json", '{"images": [{"id": 1}], "annotations": []}', SourceFormatError, "an entry lacks 'file_name' of type str"),
+        "empty": ("m.csv", "image\n", EmptySource, "holds no samples"),
+        "twice": (
+            "m.csv",
+            "id,image\nx,1.png\nx,2.png\n",
+            DuplicateSample,
+            "1 ids occur more than once, the first is 'x' (1.png, 2.png). Rename the files",
+        ),
+        "other suffix": ("m.yaml", "a: 1", SourceFormatError, "is no source we read: pass a folder, or a file ending in .csv, .tsv, .jsonl"),
+    }
+
+
+@pytest.mark.parametrize("kind", errors())
+def test_mistakes_are_named_where_they_are(kind: str, tmp_path: Path) -> None:
+    name, content, error, message = errors()[kind]
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(error) as caught:
+        open_source(path)
+    assert message in str(caught.value)
+
+
+def test_what_does_not_exist_and_what_is_empty_is_told(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="nowhere does not exist. Pass a folder of images, a CSV, JSONL or Parquet manifest, or COCO JSON."):
+        open_source(tmp_path / "nowhere")
+    touch(tmp_path, "a.doc", "b.doc")
+    with pytest.raises(EmptySource, match=r"holds no samples \(passed over: 2 × \.doc\). Accepted images: \.jpg"):
+        open_source(tmp_path)
+
+
+def test_two_suffixes_of_one_stem_are_two_claims_to_one_id(tmp_path: Path) -> None:
+    with pytest.raises(DuplicateSample, match=r"the first is 'a' \(a.jpg, a.png\)"):
+        open_source(touch(tmp_path, "a.png", "a.jpg"))
+
+
+LINES = st.sampled_from(
+    ['{"image": "a.png"}', '{"caption": ["x"]}', '{"image": null, "labels": [[]]}', "image,caption", "a,b", '"', "[[[[", '{"images": [1]', ""]
+)
+TEXT = st.lists(LINES, max_size=5).map(lambda lines: "\n".join(lines).encode())
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=st.one_of(st.binary(max_size=100), TEXT), suffix=st.sampled_from(["csv", "tsv", "jsonl", "json", "parquet"]))
+def test_any_content_is_a_source_or_a_typed_error(content: bytes, suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"m.{suffix}"
+    path.write_bytes(content)
+    try:
+        source = open_source(path)
+    except SourceError:
+        return
+    assert len(source) > 0
