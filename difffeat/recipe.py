@@ -205,6 +205,6 @@ def _from_dict(cls: Any, data: Any) -> Any:
     try:
         recipe = cls(**values)
         recipe.to_dict()
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ForeignGraph(f"the recipe is incomplete or ill-formed: {error}") from None
     return recipe

@@ -152,7 +152,6 @@ def test_what_is_no_recipe_is_told(text: str, message: str) -> None:
         GraphRecipe.from_json(text)
 
 
-@pytest.mark.xfail(strict=True, raises=RecursionError, reason="_from_dict in recipe.py does not catch RecursionError yet")
 def test_a_recipe_nested_too_deep_to_copy_is_told() -> None:
     text = json.dumps({**GRAPH.to_dict(), "options": "deep"}).replace('"deep"', "[" * 600 + "]" * 600)
     with pytest.raises(ForeignGraph, match="incomplete or ill-formed"):

@@ -100,7 +100,14 @@ def test_orphans_are_swept_and_nothing_else(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file()) == ["b.safetensors", "keep.json"]
 
 
-HOLD = "import sys, time\nfrom pathlib import Path\nfrom difffeat.runtime.files import Lock\nwith Lock(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(60)"
+HOLD = """
+import sys, time
+from pathlib import Path
+from difffeat.runtime.files import Lock
+with Lock(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
 
 
 @contextlib.contextmanager
@@ -147,7 +154,7 @@ def test_a_lock_of_another_host_is_never_taken_over(tmp_path: Path) -> None:
     with Lock(tmp_path):
         owner = json.loads((tmp_path / "lock").read_text())
     (tmp_path / "lock").write_text(json.dumps({**owner, "host": "elsewhere", "pid": 1}))
-    with pytest.raises(StoreLocked, match="process 1 on elsewhere. Wait for it, or if that machine is gone, delete"), Lock(tmp_path):
+    with pytest.raises(StoreLocked, match=r"process 1 on elsewhere. Wait for it, or if that machine is gone, delete"), Lock(tmp_path):
         pass
 
 

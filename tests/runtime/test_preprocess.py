@@ -153,7 +153,7 @@ def test_files_that_cannot_be_read_are_told(tmp_path: Path) -> None:
     with pytest.raises(DecodeError, match=r"the file cannot be read \(No such file or directory\). Check that it exists and its permissions."):
         read_bytes(tmp_path / "gone.png")
     (tmp_path / "big.png").write_bytes(b"x" * 11)
-    with pytest.raises(DecodeError, match="big.png has 11 bytes, more than the limit of 10"):
+    with pytest.raises(DecodeError, match=r"big.png has 11 bytes, more than the limit of 10"):
         read_bytes(tmp_path / "big.png", limit=10)
 
 

@@ -197,7 +197,7 @@ def test_mistakes_are_named_where_they_are(kind: str, tmp_path: Path) -> None:
 
 
 def test_what_does_not_exist_and_what_is_empty_is_told(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="nowhere does not exist. Pass a folder of images, a CSV, JSONL or Parquet manifest, or COCO JSON."):
+    with pytest.raises(SourceError, match=r"nowhere does not exist. Pass a folder of images, a CSV, JSONL or Parquet manifest, or COCO JSON."):
         open_source(tmp_path / "nowhere")
     touch(tmp_path, "a.doc", "b.doc")
     with pytest.raises(EmptySource, match=r"holds no samples \(passed over: 2 × \.doc\). Accepted images: \.jpg"):

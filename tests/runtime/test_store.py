@@ -126,10 +126,10 @@ def test_an_unknown_tap_names_those_that_are_there(finished: Path) -> None:
 
 
 def test_no_store_and_an_unfinished_one_are_told(tmp_path: Path) -> None:
-    with pytest.raises(StoreNotFound, match="is no feature store: it has no manifest.json. Make one with: difffeat extract"):
+    with pytest.raises(StoreNotFound, match=r"is no feature store: it has no manifest.json. Make one with: difffeat extract"):
         Store.open(tmp_path)
     write(tmp_path / "part", shards=2)
-    with pytest.raises(StoreIncomplete, match="lacks 1 of 3 shards. Run the same difffeat extract command again: it computes only those."):
+    with pytest.raises(StoreIncomplete, match=r"lacks 1 of 3 shards. Run the same difffeat extract command again: it computes only those."):
         Store.open(tmp_path / "part")
     partial = Store.open(tmp_path / "part", partial=True)
     assert partial.finished_shards == 2
@@ -198,7 +198,7 @@ def test_verify_names_what_was_spoiled(kind: str, spoilt: Path) -> None:
 @pytest.mark.parametrize("kind", ["a truncated shard", "a missing shard", "two swapped receipts", "a receipt that is no JSON"])
 def test_opening_notices_what_costs_nothing_to_notice(kind: str, spoilt: Path) -> None:
     SPOILED[kind][0](spoilt)
-    with pytest.raises(StoreCorrupt, match="Run the extraction again|run the extraction again"):
+    with pytest.raises(StoreCorrupt, match=r"Run the extraction again|run the extraction again"):
         Store.open(spoilt)
 
 
@@ -263,8 +263,8 @@ def with_header(path: Path, made: Any) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"data_offsets": [-8, 16]}, {"data_offsets": [0, 2**70]}, {"data_offsets": [10**6, 10**6 + 24]}, {"data_offsets": "0"}, {"data_offsets": [0.0, 24.0]},
-        {"dtype": "F64"}, {"dtype": ["F16"]}, {"shape": [4, 4]}, {"shape": [2**62, 2**62]}, {"shape": None},
+        {"data_offsets": [-8, 16]}, {"data_offsets": [0, 2**70]}, {"data_offsets": [10**6, 10**6 + 24]}, {"data_offsets": "0"},
+        {"data_offsets": [0.0, 24.0]}, {"dtype": "F64"}, {"dtype": ["F16"]}, {"shape": [4, 4]}, {"shape": [2**62, 2**62]}, {"shape": None},
     ],
     ids=str,
 )  # fmt: skip
