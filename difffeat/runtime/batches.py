@@ -19,7 +19,7 @@ from difffeat.errors import DifffeatError, EngineError, SampleError
 from difffeat.recipe import tap_name
 from difffeat.runtime.latents import LatentCache
 from difffeat.runtime.preprocess import decode, read_bytes
-from difffeat.runtime.sources import Sample
+from difffeat.runtime.samples import Sample
 from difffeat.runtime.tokens import Captions, batches_by_length, pad_tokens
 
 

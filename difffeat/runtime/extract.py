@@ -17,14 +17,14 @@ import numpy as np
 
 from difffeat.engines.base import Engine
 from difffeat.errors import EXIT_OK, EXIT_QUARANTINE, ConfigError, Interrupted, NonFiniteFeature, SourceFormatError, TooManyBadSamples
-from difffeat.recipe import Recipe, RunRecipe, tap_name
+from difffeat.recipe import GraphRecipe, Recipe, RunRecipe, tap_name
 from difffeat.runtime.batches import Batch, Failure, Feeder, Prepared, make_feeder, per_timestep, tap_shapes
 from difffeat.runtime.files import Files
 from difffeat.runtime.latents import LatentCache
 from difffeat.runtime.manifest import Manifest, Receipt
 from difffeat.runtime.noise import noise
 from difffeat.runtime.preprocess import quiet_pillow
-from difffeat.runtime.sources import Sample, Source
+from difffeat.runtime.samples import Sample, Source
 from difffeat.runtime.tokens import Captions
 from difffeat.runtime.writer import StoreWriter, sample_columns, samples_digest
 
@@ -131,15 +131,11 @@ def extract(
     Raises SourceFormatError (a modality is missing), StoreMismatch, StoreLocked, StoreWriteError, TooManyBadSamples, NonFiniteFeature, EngineError,
     Interrupted.
     """
-    _check_options(engine, source, batch_size, shard_size, table, tokenizer)
+    _check_options(engine, source, batch_size, shard_size, table)
     run = run or RunRecipe()
     out, recipe = Path(out), engine.recipe
     cache = LatentCache(latent_cache, recipe, run) if latent_cache is not None else None
-    captions = None
-    if tokenizer is not None and "tokens" in engine.inputs:
-        captions = Captions(
-            tokenizer, max_length=recipe.architecture["max_length"], vocab=recipe.architecture["vocab"], protocol=run.captions, truncate=run.truncate
-        )
+    captions = _captions(recipe, run, tokenizer) if "tokens" in engine.inputs else None
     feeder = make_feeder(
         engine,
         batch_size=batch_size,
@@ -159,13 +155,7 @@ def extract(
         ThreadPoolExecutor(workers, "decode") as pool,
     ):
         job = _Job(engine, source.samples, run, manifest, writer, feeder, per_timestep(engine, table), max_bad_fraction, clock)
-        try:
-            receipts, skipped = job.run(pool)
-        except KeyboardInterrupt:
-            pool.shutdown(cancel_futures=True)
-            raise Interrupted(
-                f"stopped after {clock.done} of {clock.total} samples; finished shards are kept in {out}. Run the same command again to go on."
-            ) from None
+        receipts, skipped = job.run(pool)
         writer.finish(receipts)
     bad = sum(len(receipt.quarantined) for receipt in receipts)
     seconds = time.perf_counter() - clock.started
@@ -187,7 +177,17 @@ class _Job:
     clock: _Clock
 
     def run(self, pool: ThreadPoolExecutor) -> tuple[list[Receipt], int]:
-        """All receipts in order, and how many were there before."""
+        """All receipts in order, and how many were there before. Raises Interrupted when the user stops it."""
+        try:
+            return self._run(pool)
+        except KeyboardInterrupt:
+            pool.shutdown(cancel_futures=True)
+            raise Interrupted(
+                f"stopped after {self.clock.done} of {self.clock.total} samples; finished shards are kept in {self.writer.path}. "
+                "Run the same command again to go on."
+            ) from None
+
+    def _run(self, pool: ThreadPoolExecutor) -> tuple[list[Receipt], int]:
         receipts = [self.writer.receipt(shard) for shard in range(len(self.manifest.shards))]
         skipped = sum(receipt is not None for receipt in receipts)
         for receipt in receipts:
@@ -321,14 +321,17 @@ class _Shard:
     left: int
 
 
-def _check_options(
-    engine: Engine, source: Source, batch_size: int, shard_size: int, table: Mapping[str, np.ndarray] | None, tokenizer: Path | None
-) -> None:
+def _captions(recipe: GraphRecipe, run: RunRecipe, tokenizer: Path | None) -> Captions:
+    if tokenizer is None:
+        raise ConfigError("a text graph needs its tokenizer.json; the artifact has lost it. Export it again.")
+    architecture = recipe.architecture
+    return Captions(tokenizer, max_length=architecture["max_length"], vocab=architecture["vocab"], protocol=run.captions, truncate=run.truncate)
+
+
+def _check_options(engine: Engine, source: Source, batch_size: int, shard_size: int, table: Mapping[str, np.ndarray] | None) -> None:
     if batch_size < 1 or shard_size < 1:
         raise ConfigError(f"batch size and shard size must be at least 1, got {batch_size} and {shard_size}")
     if "tokens" in engine.inputs:
-        if tokenizer is None:
-            raise ConfigError("a text graph needs its tokenizer.json; the artifact has lost it. Export it again.")
         if not source.has_captions:
             raise SourceFormatError(
                 f"{source.name} has no captions, and this is a text graph. Put NAME.txt beside NAME.jpg, or use a manifest with 'caption'."

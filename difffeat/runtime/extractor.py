@@ -14,7 +14,7 @@ from difffeat.recipe import tap_name
 from difffeat.runtime.batches import per_timestep, tap_shapes
 from difffeat.runtime.noise import noise
 from difffeat.runtime.preprocess import decode, preprocess, quiet_pillow, read_bytes, to_rgb
-from difffeat.runtime.sources import Sample
+from difffeat.runtime.samples import Sample
 from difffeat.runtime.tokens import Captions, batches_by_length, pad_tokens
 
 

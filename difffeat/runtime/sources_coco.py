@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from difffeat.errors import SourceFormatError
-from difffeat.runtime.sources import Sample, Source
+from difffeat.runtime.samples import Sample, Source
 
 
 def read_coco(path: Path, images: Path | None, captions: Path | None) -> Source:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from difffeat.errors import SourceFormatError
-from difffeat.runtime.sources import Sample, Source, multi_hot_classes
+from difffeat.runtime.samples import Sample, Source, multi_hot_classes
 
 COLUMNS = ("id", "image", "caption", "captions", "labels")
 SEPARATORS = "|;"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from difffeat.errors import CaptionError, SourceError
-from difffeat.runtime.sources import Sample
+from difffeat.runtime.samples import Sample
 
 
 class Captions:

@@ -27,7 +27,7 @@ from difffeat.runtime.manifest import (
     require_same,
     shard_path,
 )
-from difffeat.runtime.sources import Sample
+from difffeat.runtime.samples import Sample
 
 Columns = dict[str, list[Any]]
 

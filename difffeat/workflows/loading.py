@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,3 +130,8 @@ def counting_tokenizer(vocab: int) -> bytes:
     tokenizer = Tokenizer(models.WordLevel({f"<{i}>": i for i in range(vocab)}, unk_token="<0>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
     return tokenizer.to_str().encode()
+
+
+def provenance() -> dict[str, Any]:
+    """How the bundled weights came about: attempts, samples, what they were chosen on."""
+    return json.loads((BUNDLED / "provenance.json").read_text())

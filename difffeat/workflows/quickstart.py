@@ -5,7 +5,6 @@ Selection happens on validation; the test split is read once, at the end, for th
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -231,10 +230,3 @@ def _text(findings: Any, run: Run, report: Path, metrics: Path) -> str:
 
 def _silent(message: str) -> None:
     """Exports of the quickstart speak through its own steps."""
-
-
-def provenance() -> dict[str, Any]:
-    """How the bundled weights came about: attempts, samples, what they were chosen on."""
-    from difffeat.workflows.loading import BUNDLED
-
-    return json.loads((BUNDLED / "provenance.json").read_text())

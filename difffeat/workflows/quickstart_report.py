@@ -12,7 +12,7 @@ import numpy as np
 from difffeat.engines import Artifact
 from difffeat.probe.report import BarChart, Expectations, Gallery, Heading, HeatMap, LineChart, Paragraph, Report, Section, Table, search_steps
 from difffeat.probe.search import Grid, SearchResult
-from difffeat.workflows.loading import BUNDLED
+from difffeat.workflows.loading import BUNDLED, provenance
 
 GALLERY = 12
 
@@ -21,8 +21,6 @@ def write_report(
     run: Any, search: SearchResult, exhaustive: SearchResult, random_surface: tuple[Grid, np.ndarray], findings: Any, artifacts: dict[str, Artifact]
 ) -> Path:
     """Write report.html into the run's folder."""
-    from difffeat.workflows.quickstart import provenance
-
     made = provenance()
     sections: list[Section] = [
         Paragraph(

@@ -20,7 +20,8 @@ from difffeat.recipe import RunRecipe
 from difffeat.runtime.extract import Progress, Summary, extract
 from difffeat.runtime.noise import noise
 from difffeat.runtime.preprocess import decode
-from difffeat.runtime.sources import Sample, Source, open_source
+from difffeat.runtime.samples import Sample, Source
+from difffeat.runtime.sources import open_source
 from difffeat.runtime.store import Store
 from tests.artifacts import exported
 from tests.runtime.fake import FakeEngine, encoded, folder_of_images, picture, tree

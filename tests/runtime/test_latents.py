@@ -10,7 +10,8 @@ import pytest
 from difffeat.errors import DifffeatError, RecipeMismatch, StoreIncomplete
 from difffeat.recipe import RunRecipe
 from difffeat.runtime.extract import extract
-from difffeat.runtime.sources import Source, open_source
+from difffeat.runtime.samples import Source
+from difffeat.runtime.sources import open_source
 from difffeat.runtime.store import Store
 from tests.artifacts import VAE, dit_weights, exported
 from tests.runtime.fake import folder_of_images

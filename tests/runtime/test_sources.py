@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from difffeat.errors import DuplicateSample, EmptySource, SourceError, SourceFormatError
-from difffeat.runtime.sources import Source, open_source
+from difffeat.runtime.samples import Source
+from difffeat.runtime.sources import open_source
 
 
 def touch(root: Path, *names: str) -> Path:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from difffeat.errors import ConfigError, DifffeatError, StoreCorrupt, StoreIncomplete, StoreMismatch, StoreNotFound
 from difffeat.recipe import Recipe, RunRecipe
 from difffeat.runtime.manifest import Manifest, Receipt
-from difffeat.runtime.sources import Sample
+from difffeat.runtime.samples import Sample
 from difffeat.runtime.store import Store, map_shard, verify
 from difffeat.runtime.writer import StoreWriter, sample_columns, samples_digest
 from tests.runtime.fake import RECIPE, tree

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from difffeat.errors import CaptionError, SourceError
-from difffeat.runtime.sources import Sample
+from difffeat.runtime.samples import Sample
 from difffeat.runtime.tokens import Captions, batches_by_length, pad_tokens
 
 WORDS = {"<unk>": 0, "Ġa": 1, "Ġcat": 2, "a": 3, "Ġdog": 4}
