@@ -63,7 +63,7 @@ def export(
     noise_seed: Annotated[int, typer.Option(help="Seed of the baked-in noise of --noising constant.")] = 0,
     label: Annotated[int | None, typer.Option(help="Class label of a DiT; default: its null label.")] = None,
     pooling: Annotated[str, typer.Option(help="mean, max, grid or tokens.")] = "mean",
-    dtype: Annotated[str, typer.Option(help="fp32 (fp16 and bf16 come with the next release).")] = "fp32",
+    dtype: Annotated[str, typer.Option(help="fp32, fp16 or bf16 (int8 comes with the next release).")] = "fp32",
     heads: Annotated[int | None, typer.Option(help="Attention heads, for geometries that were never published.")] = None,
     timestep_embedding: Annotated[str, typer.Option(help="original, or diffusers for weights trained with that library's formula.")] = "original",
     revision: Annotated[str | None, typer.Option(help="Revision of a hub id.")] = None,

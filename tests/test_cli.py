@@ -93,7 +93,11 @@ def test_exporting_the_published_dit_offline_says_how_to_pass_files(run: Run) ->
     [
         (["export", "--model", "unet"], 2, "model must be dit, plaid, dit-digits, plaid-digits"),
         (["export", "--model", "plaid"], 2, "Plaid's weights are in no hub"),
-        (["export", "--model", "dit-digits", "--dtype", "fp16"], 2, "--dtype fp16 comes with the next release; this one exports fp32 graphs."),
+        (
+            ["export", "--model", "dit-digits", "--dtype", "int8"],
+            2,
+            "--dtype int8 comes with the next release; this one exports fp32, fp16 and bf16",
+        ),
         (["export", "--model", "dit-digits", "--noising", "ddim"], 2, "ddim inversion and denoiser graphs come with the next release"),
         (["export", "--model", "dit-digits", "--graph", "denoiser"], 2, "denoiser graphs come with the next release"),
         (["export", "--model", "dit-digits", "--graph", "text"], 2, "--graph must be one of image, latents, from-latents, sweep for this model"),

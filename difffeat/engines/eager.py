@@ -75,7 +75,14 @@ def _load(module: Any, weights: Mapping[str, np.ndarray], graph: Path) -> None:
             if name not in weights or tuple(weights[name].shape) != tuple(target.shape):
                 found = list(weights[name].shape) if name in weights else "nothing"
                 raise ForeignGraph(f"{graph}: the recipe wants {name} of shape {list(target.shape)}, the graph has {found}. Export it again.")
-            target.copy_(torch.tensor(np.asarray(weights[name])))
+            target.copy_(_tensor(torch, np.asarray(weights[name])))
+
+
+def _tensor(torch: Any, array: np.ndarray) -> Any:
+    """A copy as a torch tensor; NumPy has no bfloat16 of its own, ONNX lends it one that torch does not know."""
+    if array.dtype.name == "bfloat16":
+        return torch.tensor(array.view(np.int16)).view(torch.bfloat16)
+    return torch.tensor(array)
 
 
 def _import_torch() -> Any:

@@ -23,6 +23,7 @@ from difffeat.export.graph import (
     TextGraph,
     TextSweepGraph,
 )
+from difffeat.export.precision import set_precision
 from difffeat.export.schedule import NoiseLevel
 from difffeat.export.vae import VaeEncoder, downsampling
 from difffeat.recipe import GraphRecipe
@@ -32,7 +33,11 @@ EXAMPLE_LENGTH = 5
 
 
 def build_module(recipe: GraphRecipe, latents: bool = False) -> nn.Module:
-    """The module of a graph, its parameters unset. `latents`: that of the `latents.onnx` beside it."""
+    """The module of a graph in its precision, its parameters unset. `latents`: that of the `latents.onnx` beside it."""
+    return set_precision(_shell(recipe, latents), recipe)
+
+
+def _shell(recipe: GraphRecipe, latents: bool) -> nn.Module:
     if latents or recipe.kind == "latents":
         return LatentsGraph(VaeEncoder(recipe.architecture["vae"]))
     if recipe.family == "plaid":

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 
 class Affine(nn.Module):
-    """y = x · weight + bias; weight [in, out]."""
+    """y = x · weight + bias, in the weight's type; weight [in, out]."""
 
     def __init__(self, inputs: int, outputs: int, bias: bool = True) -> None:
         super().__init__()
@@ -22,7 +22,7 @@ class Affine(nn.Module):
         self.bias = nn.Parameter(torch.empty(outputs), requires_grad=False) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        y = x @ self.weight
+        y = x.to(self.weight.dtype) @ self.weight
         return y if self.bias is None else y + self.bias
 
 
@@ -36,7 +36,10 @@ class Scale(nn.Module):
 
 
 def attention(q_BHSK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, bias_B11S: Tensor | None = None) -> Tensor:
-    """softmax(q·kᵀ/√K + bias)·v, heads merged: [B, S, H·K]."""
+    """softmax(q·kᵀ/√K + bias)·v in v's type, heads merged: [B, S, H·K]."""
+    q_BHSK, k_BHSK = q_BHSK.to(v_BHSK.dtype), k_BHSK.to(v_BHSK.dtype)
+    if bias_B11S is not None and bias_B11S.dtype != v_BHSK.dtype:
+        bias_B11S = bias_B11S.clamp(min=torch.finfo(v_BHSK.dtype).min).to(v_BHSK.dtype)
     y = F.scaled_dot_product_attention(q_BHSK, k_BHSK, v_BHSK, attn_mask=bias_B11S)
     return y.transpose(1, 2).flatten(2)
 

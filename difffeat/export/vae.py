@@ -45,7 +45,7 @@ class VaeEncoder(nn.Module):
     def forward(self, pixels_BHW3: Tensor) -> Tensor:
         # Cast first, then transpose: TensorRT takes no transposed uint8.
         x_B3HW = pixels_BHW3.to(self.mean.weight.dtype).permute(0, 3, 1, 2) * (2.0 / 255.0) - 1.0
-        return self.mean(self.encoder(x_B3HW))
+        return self.mean(self.encoder(x_B3HW.to(self.encoder.conv_in.weight.dtype)).to(self.mean.weight.dtype))
 
 
 def fill_encoder(model: VaeEncoder, tensors: Mapping[str, Tensor], scaling_factor: float, shift_factor: float | None) -> None:

@@ -89,6 +89,8 @@ def _export_result(report: Any) -> dict[str, Any]:
     if artifact.recipe.timesteps:
         levels = zip(artifact.recipe.timesteps, artifact.recipe.log_snr, strict=True)
         lines.insert(1, f"  timesteps {', '.join(f'{format_timestep(t)} (log-SNR {snr:+.2f})' for t, snr in levels)}")
+    if parts := artifact.recipe.options.get("fp32_parts"):
+        lines.append(f"  kept in fp32, because {artifact.recipe.precision} does not hold there: {', '.join(map(str, parts))}")
     if artifact.recipe.origin != "file":
         lines.append(f"  weights are {artifact.recipe.origin}: good for timing, not for features")
     kind = "a source with captions" if artifact.recipe.family == "plaid" else "a folder of images"
@@ -105,7 +107,11 @@ def _export_result(report: Any) -> dict[str, Any]:
 
 
 def artifact_name(backbone: str, options: Any) -> str:
-    """`dit-xl-2-256-b12-t30`, `dit-xl-2-256-sweep`, `dit-xl-2-256-latents`."""
+    """`dit-xl-2-256-b12-t30`, `dit-xl-2-256-sweep`, `dit-xl-2-256-latents`; low precision adds `-fp16`."""
+    return _plain_name(backbone, options) + ("" if options.precision == "fp32" else f"-{options.precision}")
+
+
+def _plain_name(backbone: str, options: Any) -> str:
     if options.kind.endswith("sweep"):
         return f"{backbone}-sweep"
     if options.kind == "latents":

@@ -13,15 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from difffeat.engines import Artifact, open_engine
+from difffeat.engines import Artifact
 from difffeat.engines.artifact import LATENTS_FILE, MODEL_FILE, RECIPE_FILE, TABLE_FILE, TOKENIZER_FILE
-from difffeat.engines.parity import TOLERANCE, ParityReport, compare
+from difffeat.engines.parity import ParityReport
 from difffeat.errors import ConfigError, NotYetAvailable, ParityError
 from difffeat.recipe import GraphRecipe, tap_name
 from difffeat.runtime.files import Files
+from difffeat.workflows.checking import check_captions, check_images, measure_parity, promote
 
 PARITY_FILE = "parity.json"
-CHECK_SEED = 20250915
 CHECK_SAMPLES = 3
 
 Say = Callable[[str], None]
@@ -47,8 +47,8 @@ class ExportOptions:
     def __post_init__(self) -> None:
         if self.noising == "ddim" or self.kind == "denoiser":
             raise NotYetAvailable("ddim inversion and denoiser graphs come with the next release; use --noising random, constant or mean.")
-        if self.precision != "fp32":
-            raise NotYetAvailable(f"--dtype {self.precision} comes with the next release; this one exports fp32 graphs.")
+        if self.precision == "int8":
+            raise NotYetAvailable("--dtype int8 comes with the next release; this one exports fp32, fp16 and bf16 graphs.")
         if not self.blocks:
             raise ConfigError("no block was asked for. Pass --blocks, for example --blocks 12 or --blocks 4,8,12.")
         if not self.kind.endswith("sweep") and len(self.timesteps) != 1:
@@ -101,6 +101,7 @@ def dit_recipe(weights: Any, vae: Any | None, options: ExportOptions) -> GraphRe
         noise_seed=options.noise_seed if options.noising == "constant" and not latents else None,
         pooling="mean" if latents else options.pooling,
         label=None if latents else label,
+        precision=options.precision,
     )
 
 
@@ -126,6 +127,7 @@ def plaid_recipe(weights: Any, tokenizer_digest: str, options: ExportOptions) ->
         noising=options.noising,
         noise_seed=options.noise_seed if options.noising == "constant" else None,
         pooling=options.pooling,
+        precision=options.precision,
     )
 
 
@@ -142,7 +144,7 @@ def export_dit(
     from difffeat.export.vae import fill_encoder
 
     recipe = dit_recipe(weights, vae, options)
-    feeds = _check_images(recipe, check_samples)
+    feeds = check_images(recipe, check_samples)
     label = recipe.label or 0
 
     def fill(module: Any, latents: bool) -> None:
@@ -154,7 +156,7 @@ def export_dit(
             modulation = None if swept else dit_modulation(weights.tensors, weights.config, recipe.timesteps[0], label, len(module.trunk.blocks))
             fill_dit(module.trunk, weights.tensors, modulation)
 
-    def reference() -> dict[str, np.ndarray]:
+    def reference(recipe: GraphRecipe) -> dict[str, np.ndarray]:
         import torch
 
         found: dict[str, np.ndarray] = {}
@@ -196,14 +198,14 @@ def export_plaid(
     from difffeat.export.schedule import NoiseLevel
 
     recipe = plaid_recipe(weights, hashlib.sha256(tokenizer).hexdigest(), options)
-    feeds = _check_captions(recipe, check_samples)
+    feeds = check_captions(recipe, check_samples)
     swept = recipe.kind == "text-sweep"
 
     def fill(module: Any, latents: bool) -> None:
         level = None if swept else NoiseLevel.from_log_snr(recipe.timesteps[0], recipe.log_snr[0])
         fill_plaid(module.trunk, weights.tensors, weights.config.depth, level)
 
-    def reference() -> dict[str, np.ndarray]:
+    def reference(recipe: GraphRecipe) -> dict[str, np.ndarray]:
         import torch
 
         tokens, lengths = torch.tensor(feeds["tokens"]), torch.tensor(feeds["lengths"])
@@ -222,7 +224,7 @@ def _export(
     out: Path,
     feeds: dict[str, np.ndarray],
     fill: Callable[[Any, bool], None],
-    reference: Callable[[], dict[str, np.ndarray]],
+    reference: Callable[[GraphRecipe], dict[str, np.ndarray]],
     build: Callable[..., Any],
     extra: dict[str, Any],
     with_latents: bool,
@@ -233,8 +235,11 @@ def _export(
     staging = _staging(out, overwrite)
     seconds: dict[str, float] = {}
     started = time.perf_counter()
+    if recipe.precision != "fp32":
+        say(f"looking for parts that {recipe.precision} cannot hold")
+        recipe = promote(recipe, feeds, extra.get(TABLE_FILE), fill, reference, build, say)
     say("running the unfolded fp32 reference")
-    expected = reference()
+    expected = reference(recipe)
     seconds["reference"] = time.perf_counter() - started
     started = time.perf_counter()
     for name, latents in ((MODEL_FILE, False), *(((LATENTS_FILE, True),) if with_latents else ())):
@@ -246,7 +251,7 @@ def _export(
     seconds["export"] = time.perf_counter() - started
     say("checking parity of the finished file")
     started = time.perf_counter()
-    parity = _parity(Artifact.open(staging), feeds, expected)
+    parity = measure_parity(Artifact.open(staging), feeds, expected)
     seconds["parity"] = time.perf_counter() - started
     (staging / PARITY_FILE).write_text(json.dumps(parity.to_dict(), indent=2, sort_keys=True) + "\n")
     final = _install(staging, out, parity)
@@ -304,47 +309,6 @@ def _install(staging: Path, out: Path, parity: ParityReport) -> Path:
     except ParityError as error:
         raise ParityError(f"{error} It was kept at {target} for inspection.") from None
     return target
-
-
-def _parity(artifact: Artifact, feeds: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> ParityReport:
-    """Run the finished graphs on the same inputs in ONNX Runtime and compare."""
-    found: dict[str, np.ndarray] = {}
-    recipe = artifact.recipe
-    if artifact.latents_graph is not None:
-        with open_engine(artifact, "ort", graph="latents") as engine:
-            found |= engine.run({"pixels": feeds["pixels"]})
-    with open_engine(artifact, "ort") as engine:
-        table = artifact.sweep_table()
-        for index, t in enumerate(recipe.timesteps or (None,)):
-            given = {name: feeds[name] if name in feeds else table[name][index] for name in engine.inputs}  # type: ignore[index]
-            outputs = engine.run(given)
-            found |= outputs if t is None else {tap_name(int(name[1:]), t): value for name, value in outputs.items()}
-    taps = {name: compare(found[name], expected[name]) for name in found}
-    return ParityReport("ort", "cpu", recipe.precision, TOLERANCE, len(next(iter(feeds.values()))), taps)
-
-
-def _check_images(recipe: GraphRecipe, samples: int) -> dict[str, np.ndarray]:
-    """Seeded inputs for the parity check: images with structure at every scale, latents and noise of unit variance."""
-    from difffeat.export.assemble import image_side, latent_shape
-
-    rng = np.random.Generator(np.random.Philox(CHECK_SEED))
-    feeds: dict[str, np.ndarray] = {}
-    if "vae" in recipe.architecture:
-        side = image_side(recipe)
-        coarse = rng.uniform(0, 255, (samples, 8, 8, 3)).repeat(-(-side // 8), axis=1).repeat(-(-side // 8), axis=2)[:, :side, :side]
-        feeds["pixels"] = np.clip(coarse + rng.normal(0, 16, coarse.shape), 0, 255).astype(np.uint8)
-    feeds["latents"] = rng.standard_normal((samples, *latent_shape(recipe)), dtype=np.float32)
-    feeds["noise"] = rng.standard_normal((samples, *latent_shape(recipe)), dtype=np.float32)
-    return feeds
-
-
-def _check_captions(recipe: GraphRecipe, samples: int) -> dict[str, np.ndarray]:
-    """Seeded tokens of several lengths, from one token to 24, padded rows among them."""
-    rng = np.random.Generator(np.random.Philox(CHECK_SEED))
-    lengths = np.linspace(24, 1, samples).round().astype(np.int64)
-    tokens = rng.integers(0, recipe.architecture["vocab"], (samples, 24))
-    noise = rng.standard_normal((samples, 24, recipe.architecture["embed_dim"]), dtype=np.float32)
-    return {"tokens": tokens, "lengths": lengths, "noise": noise}
 
 
 def _reference_noise(recipe: GraphRecipe, feeds: dict[str, np.ndarray], shape: Sequence[int]) -> Any:
