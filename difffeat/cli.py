@@ -85,6 +85,34 @@ def export(
 
 
 @app.command()
+def build(
+    artifact: Annotated[Path, typer.Argument(help="Folder written by difffeat export.")],
+    engine: Annotated[str, typer.Option(help="rtx (builds without a GPU too) or trt (needs the GPU that will run it).")] = "trt",
+    min_batch: Annotated[int, typer.Option(help="Smallest batch.")] = 1,
+    opt_batch: Annotated[int, typer.Option(help="Batch that the plan is tuned for.")] = 32,
+    max_batch: Annotated[int, typer.Option(help="Largest batch.")] = 64,
+    opt_length: Annotated[int, typer.Option(help="Text: tokens that the plan is tuned for.")] = 32,
+    max_length: Annotated[int, typer.Option(help="Text: most tokens of a caption.")] = 128,
+    level: Annotated[int | None, typer.Option(help="Optimisation level of the builder, 0 to 5; default: its own.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Compile an artifact's graphs to TensorRT plans; what is there, sealed and fresh, is not built again."""
+    from difffeat.engines.tensorrt_build import Profile
+    from difffeat.workflows.building import run_build
+
+    profile = Profile(min_batch=min_batch, opt_batch=opt_batch, max_batch=max_batch, opt_length=opt_length, max_length=max_length)
+    _emit(run_build(artifact, engine=engine, profile=profile, level=level, say=_say(as_json)), as_json)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Versions, driver, GPUs, and what each engine can do here, or why it cannot."""
+    from difffeat.workflows.building import run_doctor
+
+    _emit(run_doctor(), as_json)
+
+
+@app.command()
 def extract(
     artifact: Annotated[Path | None, typer.Argument(help="Folder written by difffeat export; default: the newest under artifacts/.")] = None,
     source: Annotated[str | None, typer.Argument(help="Folder of images, CSV, JSONL, Parquet, or COCO JSON.")] = None,

@@ -67,6 +67,32 @@ def throughput(folder: Path, model: str) -> dict[str, Any]:
     return time_artifact(backbone, artifact, batch_size=2 if model == "dit" else 4, repeats=5, threads=2, torch_engine=False)
 
 
+def compile_fp16(folder: Path, model: str) -> dict[str, Any]:
+    """The fp16 graph, its parity with rounding at each operation, and its TensorRT-RTX plan, built ahead of time."""
+    from difffeat.engines.tensorrt_build import Profile, build_plan
+    from difffeat.workflows.exporting import ExportOptions, export_dit, export_plaid
+
+    backbone = _load(folder, model)
+    started = time.perf_counter()
+    out = folder / f"artifact-{model}-fp16"
+    if model == "dit":
+        options = ExportOptions(kind="image", blocks=(12,), timesteps=(30,), noising="random", precision="fp16")
+        report = export_dit(backbone.weights, backbone.vae, options, out, overwrite=True, say=_log, check_samples=1)
+    else:
+        options = ExportOptions(kind="text", blocks=(20,), timesteps=(0,), noising="mean", precision="fp16")
+        report = export_plaid(backbone.weights, backbone.tokenizer or b"", options, out, overwrite=True, say=_log, check_samples=2)
+    exported = time.perf_counter() - started
+    plan = build_plan(report.artifact, "rtx", Profile(opt_batch=8, max_batch=16), say=_log)
+    return {
+        "export_seconds": exported,
+        "build_seconds": plan.seconds,
+        "plan_bytes": plan.size,
+        "builder": plan.sidecar["version"],
+        "relative_l2": {name: tap.relative_l2 for name, tap in report.parity.taps.items()},
+        "fp32_parts": list(report.artifact.recipe.options.get("fp32_parts", ())),
+    }
+
+
 def _load(folder: Path, model: str) -> Any:
     from difffeat.workflows.loading import load_backbone
 
@@ -81,6 +107,8 @@ STAGES = {
     "throughput-dit": lambda folder: throughput(folder, "dit"),
     "export-plaid": lambda folder: export(folder, "plaid"),
     "throughput-plaid": lambda folder: throughput(folder, "plaid"),
+    "fp16-dit": lambda folder: compile_fp16(folder, "dit"),
+    "fp16-plaid": lambda folder: compile_fp16(folder, "plaid"),
 }
 
 
@@ -118,6 +146,13 @@ def report(results: dict[str, Any]) -> list[str]:
         timed = results.get(f"throughput-{model}")
         if timed is not None:
             lines += [f"  {line}" for line in timed["text"].splitlines()]
+        low = results.get(f"fp16-{model}")
+        if low is not None:
+            worst = max(low["relative_l2"].values())
+            lines.append(
+                f"  fp16: relative L2 {worst:.1e} with rounding at each operation; TensorRT-RTX {low['builder']} plan built ahead of time in "
+                f"{low['build_seconds']:.0f} s, {low['plan_bytes'] / 1e6:.0f} MB, peak memory {low['peak_gib']:.1f} GiB"
+            )
     return lines
 
 

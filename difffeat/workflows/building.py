@@ -1,0 +1,100 @@
+"""`difffeat build` and `difffeat doctor`: compiling engines, and saying what can run here."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from difffeat.engines import Artifact
+from difffeat.engines.driver import Driver, probe_driver
+from difffeat.engines.tensorrt_build import PACKAGES, Profile, build_plan
+
+LIBRARIES = (
+    "difffeat", "numpy", "torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "diffusers", "huggingface_hub", "tokenizers", "tensorrt",
+    "tensorrt-rtx",
+)  # fmt: skip
+
+
+def run_build(path: Path, *, engine: str, profile: Profile, level: int | None, say: Callable[..., None]) -> dict[str, Any]:
+    """Compile every graph of an artifact (the autoencoder's beside it too); arguments as the command's options."""
+    artifact = Artifact.open(path)
+    graphs = ("model", *(("latents",) if artifact.latents_graph is not None else ()))
+    plans = {graph: build_plan(artifact, engine, profile, graph=graph, level=level, say=say) for graph in graphs}
+    lines = []
+    for graph, plan in plans.items():
+        how = "was there already, sealed and fresh" if plan.seconds is None else f"built in {plan.seconds:.1f} s ({plan.reason})"
+        lines.append(f"{plan.path}: {graph} graph, {artifact.recipe.precision}, {plan.size / 1e6:.1f} MB, {how}")
+    if engine == "rtx" and probe_driver().problem is not None:
+        lines.append("built ahead of time, with no GPU to run it on: this proves that the graph compiles, neither its numbers nor its speed")
+    return {
+        "artifact": str(artifact.path),
+        "plans": {graph: {"path": str(p.path), "seconds": p.seconds, "reason": p.reason, **p.sidecar} for graph, p in plans.items()},
+        "text": "\n".join(lines),
+    }
+
+
+def run_doctor() -> dict[str, Any]:
+    """Versions, driver, GPUs, and for each engine whether it can run here and if not, why and what to do."""
+    driver = probe_driver()
+    versions = {name: found for name in LIBRARIES if (found := _version(name)) is not None}
+    engines = {"ort": _ort(driver), "torch": _torch(driver), **{name: _tensorrt(name, driver) for name in PACKAGES}}
+    cuda = f"CUDA {driver.version[0]}.{driver.version[1]}" if driver.version else "none"
+    lines = [
+        f"python {platform.python_version()} on {platform.system()} {platform.machine()}",
+        *(f"  {name} {version}" for name, version in versions.items()),
+        f"driver: {cuda}{f'; {driver.problem}' if driver.problem else ''}",
+        *(f"  {g.name}, compute capability {g.capability[0]}.{g.capability[1]}, {g.memory / 2**30:.0f} GiB" for g in driver.gpus),
+        *(f"{name}: {said}" for name, said in engines.items()),
+    ]
+    return {
+        "python": platform.python_version(),
+        "versions": versions,
+        "driver": {"cuda": driver.version, "gpus": [vars(g) for g in driver.gpus], "problem": driver.problem},
+        "engines": engines,
+        "text": "\n".join(lines),
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _ort(driver: Driver) -> str:
+    if importlib.util.find_spec("onnxruntime") is None:
+        return "not installed. Run: pip install 'difffeat[cpu]' or, for a GPU, 'difffeat[gpu]'"
+    import onnxruntime
+
+    cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    if cuda and driver.problem is None:
+        return "runs on cpu and cuda (what really runs is checked at every opening)"
+    why = driver.problem if cuda else "this is the CPU build; for a GPU install difffeat[gpu] in place of difffeat[cpu]"
+    return f"runs on cpu; not on cuda: {why}"
+
+
+def _torch(driver: Driver) -> str:
+    if importlib.util.find_spec("torch") is None:
+        return "not installed. Run: pip install 'difffeat[export]'"
+    import torch
+
+    if torch.cuda.is_available():
+        return "runs on cpu and cuda"
+    return f"runs on cpu; not on cuda: {driver.problem or 'this torch was built without CUDA'}"
+
+
+def _tensorrt(engine: str, driver: Driver) -> str:
+    package, extra = PACKAGES[engine]
+    if importlib.util.find_spec(package) is None:
+        return f"not installed. Run: pip install 'difffeat[{extra}]'"
+    running = "running plans comes with the next release"
+    if driver.problem is None:
+        return f"builds plans (difffeat build); {running}"
+    if engine == "rtx":
+        return f"builds plans ahead of time (difffeat build); {running}, and {driver.problem}"
+    return f"can neither build nor run: {driver.problem}"

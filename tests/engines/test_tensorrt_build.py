@@ -1,0 +1,182 @@
+"""Graphs compile; plans are reused only when they are this user's, whole and fresh."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from difffeat.engines import seal as seal_module
+from difffeat.engines.driver import Driver, probe_driver
+from difffeat.engines.seal import is_sealed, key_path, seal
+from difffeat.engines.tensorrt_build import Profile, build_plan
+from difffeat.errors import ConfigError, EngineError, MissingExtra, ProviderMissing, UntrustedFile
+from tests.artifacts import OPTIONS, copy_of, export_named, exported
+
+SMALL = Profile(opt_batch=2, max_batch=4)
+
+
+@pytest.fixture(autouse=True)
+def _own_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIFFFEAT_DATA", str(tmp_path / "data"))
+
+
+def rtx() -> ModuleType:
+    return pytest.importorskip("tensorrt_rtx", reason="pip install 'difffeat[rtx]'")
+
+
+@pytest.mark.parametrize("name", ["image", "latents", "sweep", "text", "text-sweep"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_the_small_graphs_compile_without_a_gpu(name: str, precision: str, tmp_path: Path) -> None:
+    rtx()
+    folder = copy_of(name, tmp_path) if precision == "fp32" else export_named(name, tmp_path / name, precision=precision).artifact.path
+    plan = build_plan(folder, "rtx", SMALL)
+    assert plan.seconds is not None
+    assert plan.path.stat().st_size == plan.size > 100_000
+    assert plan.sidecar["precision"] == precision
+
+
+def test_every_kind_is_covered_by_a_name() -> None:
+    assert {"image", "latents", "sweep", "text", "text-sweep"} <= set(OPTIONS)
+
+
+@pytest.fixture
+def built(tmp_path: Path) -> Path:
+    rtx()
+    folder = copy_of("text", tmp_path)
+    build_plan(folder, "rtx", SMALL)
+    return folder
+
+
+def only(folder: Path, suffix: str) -> Path:
+    (found,) = (folder / "engines").glob(f"*{suffix}")
+    return found
+
+
+def test_a_fresh_plan_is_not_built_again(built: Path) -> None:
+    before = only(built, ".plan").stat().st_mtime_ns
+    again = build_plan(built, "rtx", SMALL)
+    assert again.seconds is None
+    assert only(built, ".plan").stat().st_mtime_ns == before
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def alter(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+SPOILED: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "a flipped bit in the plan": (lambda f: flip(only(f, ".plan")), "is not the file that was sealed"),
+    "an altered sidecar": (lambda f: alter(only(f, ".json"), bytes=1), "does not carry this user's seal"),
+    "a forged seal": (lambda f: alter(only(f, ".json"), seal="0" * 64), "does not carry this user's seal"),
+    "a seal that is no text": (lambda f: alter(only(f, ".json"), seal=[1]), "does not carry this user's seal"),
+    "no sidecar": (lambda f: only(f, ".json").unlink(), "none of the 1 plans there is for this graph, builder, profile and device"),
+    "garbage for a sidecar": (lambda f: only(f, ".json").write_bytes(b"\xff["), "is damaged"),
+    "another user's key": (lambda f: key_path().unlink(), "does not carry this user's seal"),
+}
+
+
+@pytest.mark.parametrize("kind", SPOILED)
+def test_a_plan_that_cannot_be_trusted_is_built_anew_and_the_reason_told(kind: str, built: Path) -> None:
+    spoil, reason = SPOILED[kind]
+    spoil(built)
+    said: list[str] = []
+    plan = build_plan(built, "rtx", SMALL, say=said.append)
+    assert plan.seconds is not None
+    assert reason in plan.reason
+    assert reason in said[0]
+    assert build_plan(built, "rtx", SMALL).seconds is None
+
+
+def test_another_profile_is_another_plan(built: Path) -> None:
+    assert build_plan(built, "rtx", Profile(opt_batch=3, max_batch=4)).seconds is not None
+    assert len(list((built / "engines").glob("*.plan"))) == 2
+
+
+def test_the_folder_and_the_key_are_the_users_alone(built: Path) -> None:
+    assert (built / "engines").stat().st_mode & 0o077 == 0
+    assert key_path().stat().st_mode & 0o777 == 0o600
+
+
+def test_a_key_that_others_can_read_is_refused(built: Path) -> None:
+    os.chmod(key_path(), 0o644)
+    with pytest.raises(UntrustedFile, match=r"can be read by others, so its seals prove nothing. Delete it"):
+        build_plan(built, "rtx", SMALL)
+
+
+def test_a_key_of_another_length_is_refused() -> None:
+    seal({})
+    key_path().write_bytes(b"short")
+    with pytest.raises(UntrustedFile, match=r"is no key \(5 bytes\)"):
+        seal({})
+
+
+def test_a_seal_is_of_its_content_and_its_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    mark = seal({"a": 1, "b": 2})
+    assert is_sealed({"b": 2, "a": 1}, mark)
+    assert not is_sealed({"a": 1, "b": 3}, mark)
+    monkeypatch.setenv("DIFFFEAT_DATA", str(tmp_path / "other"))
+    assert not is_sealed({"a": 1, "b": 2}, mark)
+
+
+def test_the_key_lies_in_the_users_data_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("DIFFFEAT_DATA")
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    assert seal_module.key_path() == tmp_path / "difffeat" / "engine.key"
+
+
+def test_a_graph_that_the_builder_refuses_is_an_error_with_its_words(tmp_path: Path) -> None:
+    rtx()
+    import onnx
+
+    folder = copy_of("text", tmp_path)
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    model.graph.node[0].op_type = "NoSuchOperation"
+    onnx.save(model, folder / "model.onnx")
+    with pytest.raises(EngineError, match=r"TensorRT cannot read .*model\.onnx: .*NoSuchOperation"):
+        build_plan(folder, "rtx", SMALL)
+
+
+def test_native_tensorrt_without_a_gpu_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    from difffeat.engines import tensorrt_build
+
+    fake = ModuleType("tensorrt")
+    fake.__version__ = "11.0.0"  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "tensorrt", fake)
+    monkeypatch.setattr(tensorrt_build, "probe_driver", lambda: Driver(None, (), "there is no NVIDIA driver"))
+    with pytest.raises(ProviderMissing, match=r"TensorRT tunes a plan on the GPU it is for, and there is no NVIDIA driver. Build on the machine"):
+        build_plan(exported("text"), "trt", SMALL)
+
+
+def test_a_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(MissingExtra, match=r"The engine 'trt' needs tensorrt, which is not installed. Run: pip install 'difffeat\[tensorrt\]'"):
+        build_plan(exported("text"), "trt", SMALL)
+
+
+@pytest.mark.parametrize("changes", [{"min_batch": 0}, {"opt_batch": 100}, {"max_length": 0}])
+def test_a_profile_out_of_order_is_refused(changes: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match=r"a profile needs 1 <= min <= opt <= max for its (batch|length), got"):
+        Profile(**changes)
+
+
+def test_other_engines_have_no_plans() -> None:
+    with pytest.raises(ConfigError, match="plans are built for trt or rtx, got 'ort'"):
+        build_plan(exported("text"), "ort")
+
+
+def test_a_machine_without_a_driver_is_told_not_crashed() -> None:
+    driver = probe_driver("libnothing.so.9")
+    assert driver.problem == "there is no NVIDIA driver (libnothing.so.9 cannot be loaded)"
+    assert (driver.gpus, driver.version) == ((), None)
