@@ -24,8 +24,8 @@ app.add_typer(bench_app, name="bench")
 app.add_typer(store_app, name="store")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
-EngineName = Annotated[str, typer.Option(help="ort, torch (trt and rtx come with the next release).")]
-Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:<n>.")]
+EngineName = Annotated[str, typer.Option(help="ort, torch, trt (TensorRT) or rtx (TensorRT-RTX).")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:<n>; default: cpu, for trt and rtx cuda.")]
 Threads = Annotated[int | None, typer.Option(help="Threads of the engine; default: the runtime's choice.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 Output = Annotated[Path | None, typer.Option("-o", "--output", help="Where to write.")]
@@ -118,8 +118,12 @@ def extract(
     source: Annotated[str | None, typer.Argument(help="Folder of images, CSV, JSONL, Parquet, or COCO JSON.")] = None,
     output: Output = None,
     engine: EngineName = "ort",
-    device: Device = "cpu",
+    device: Device = None,
     threads: Threads = None,
+    compile: Annotated[bool, typer.Option("--compile", help="torch: torch.compile.")] = False,
+    channels_last: Annotated[bool, typer.Option("--channels-last", help="torch: convolutions with channels innermost.")] = False,
+    tensorrt_provider: Annotated[bool, typer.Option("--tensorrt-provider", help="ort: its own TensorRT provider, on a GPU.")] = False,
+    cuda_graphs: Annotated[bool, typer.Option("--cuda-graphs", help="trt, rtx: replay CUDA graphs of shapes that come again.")] = False,
     batch_size: Annotated[int, typer.Option(help="Samples in a batch; part of the store's identity.")] = 32,
     shard_size: Annotated[int, typer.Option(help="Rows in a shard.")] = 1024,
     num_workers: Annotated[int | None, typer.Option(help="Threads that decode; default: the number of cores.")] = None,
@@ -138,10 +142,14 @@ def extract(
     as_json: Json = False,
 ) -> None:
     """Stream samples through a graph into a feature store. Stopped or killed, the same command goes on where it was."""
+    from difffeat.engines import EngineOptions
     from difffeat.workflows.commands import run_extract
 
+    options = EngineOptions(
+        compile=compile, channels_last=channels_last, tensorrt_provider=tensorrt_provider, cuda_graphs=cuda_graphs, batch=batch_size
+    )
     result = run_extract(
-        artifact, source, output, engine=engine, device=device, threads=threads, batch_size=batch_size, shard_size=shard_size,
+        artifact, source, output, engine=engine, device=device, threads=threads, options=options, batch_size=batch_size, shard_size=shard_size,
         num_workers=num_workers, seed=seed, draws=draws, preprocess=preprocess, captions=captions, truncate=truncate, store_dtype=store_dtype,
         latents=latents, images=images, coco_captions=coco_captions, max_bad_fraction=max_bad_fraction, executor=executor, overwrite=overwrite,
         say=_say(as_json),

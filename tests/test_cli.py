@@ -63,7 +63,7 @@ def images(tmp_path: Path) -> Path:
     return folder_of_images(tmp_path / "images", 6)
 
 
-VERBS = ("export", "extract", "probe", "fuse", "search", "inspect", "quickstart", "bench throughput", "store info", "store verify")
+VERBS = ("export", "build", "doctor", "extract", "probe", "fuse", "search", "inspect", "quickstart", "bench throughput", "store info", "store verify")
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -124,8 +124,8 @@ def test_what_cannot_be_done_says_why_and_what_to_do(arguments: list[str], code:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--engine", "trt"], "NotYetAvailable: engine 'trt' (TensorRT) comes with the next release"),
-        (["--engine", "rtx"], "NotYetAvailable: engine 'rtx' (TensorRT) comes with the next release"),
+        (["--engine", "rtx", "--device", "cpu"], "ConfigError: engine rtx runs on cuda or cuda:<n>, got 'cpu'"),
+        (["--cuda-graphs"], "ConfigError: --cuda-graphs is for --engine trt and rtx; this is ort. Leave it out."),
         (["--engine", "tflite"], "ConfigError: engine must be one of ort, torch, trt, rtx; got 'tflite'"),
         (["--executor", "ray"], "NotYetAvailable: --executor ray comes with a later release"),
         (["--device", "cuda"], "ProviderMissing: CUDAExecutionProvider was asked for"),

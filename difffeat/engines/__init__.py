@@ -2,38 +2,59 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from difffeat.engines.artifact import Artifact, resolve
-from difffeat.engines.base import Engine, TensorSpec
-from difffeat.errors import ConfigError, NotYetAvailable
+from difffeat.engines.base import Engine, EngineOptions, Pending, TensorSpec
+from difffeat.errors import ConfigError
 
-__all__ = ["ENGINES", "Artifact", "Engine", "TensorSpec", "open_engine"]
+__all__ = ["ENGINES", "Artifact", "Engine", "EngineOptions", "Pending", "TensorSpec", "open_engine"]
 
 ENGINES = ("ort", "torch", "trt", "rtx")
 
 
 def open_engine(
-    artifact: Artifact | str | Path, engine: str = "ort", *, device: str = "cpu", threads: int | None = None, graph: str = "model"
+    artifact: Artifact | str | Path,
+    engine: str = "ort",
+    *,
+    device: str | None = None,
+    threads: int | None = None,
+    graph: str = "model",
+    options: EngineOptions | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Engine:
     """Open a graph of an artifact for running; use the result with `with`.
 
-    **Arguments:** `engine` one of `ENGINES`; `device` `cpu`, `cuda`, `cuda:<n>`; `graph` `model`, or `latents` for the VAE beside a graph that takes
-    latents.
+    **Arguments:** `engine` one of `ENGINES`; `device` `cpu`, `cuda`, `cuda:<n>` (None: `cpu` for ort and torch, `cuda` for trt and rtx); `graph`
+    `model`, or `latents` for the VAE beside a graph that takes latents. trt and rtx compile a plan on first use, which `say` is told.
 
-    Raises ConfigError, NotYetAvailable, GraphError and EngineError with their subclasses.
+    Raises ConfigError, ProviderMissing, GraphError and EngineError with their subclasses.
     """
-    if engine in ("trt", "rtx"):
-        raise NotYetAvailable(f"engine {engine!r} (TensorRT) comes with the next release; this one runs --engine ort (CPU, CUDA) and --engine torch.")
+    chosen = options or EngineOptions()
     if engine not in ENGINES:
         raise ConfigError(f"engine must be one of {', '.join(ENGINES)}; got {engine!r}")
     if threads is not None and threads < 1:
         raise ConfigError(f"threads must be at least 1, got {threads}; leave it out for the runtime's choice")
+    chosen.require_for(engine)
     opened, path = resolve(artifact, graph)
+    if engine in ("trt", "rtx"):
+        return _tensorrt(opened, engine, graph, "cuda" if device is None else device, chosen, say)
     if engine == "torch":
         from difffeat.engines.eager import TorchEngine
 
-        return TorchEngine(opened, path, device=device, threads=threads)
+        return TorchEngine(opened, path, device="cpu" if device is None else device, threads=threads, options=chosen)
     from difffeat.engines.onnxruntime_engine import OrtEngine
 
-    return OrtEngine(opened, path, device=device, threads=threads)
+    return OrtEngine(opened, path, device="cpu" if device is None else device, threads=threads, options=chosen)
+
+
+def _tensorrt(artifact: Artifact, engine: str, graph: str, device: str, options: EngineOptions, say: Callable[[str], None]) -> Any:
+    from difffeat.engines.tensorrt_build import import_builder, plan_for
+    from difffeat.engines.tensorrt_engine import TensorRtEngine, require_gpu
+
+    import_builder(engine)
+    number = require_gpu(engine, device)
+    plan = plan_for(artifact, engine, options.batch, graph=graph, device=number, say=say)
+    return TensorRtEngine(artifact, graph, plan, engine=engine, device=device, cuda_graphs=options.cuda_graphs)

@@ -8,14 +8,15 @@ An engine is opened with `with`; it declares its inputs and outputs and never ch
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol, Self, runtime_checkable
+from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 
-from difffeat.errors import BadFeed
+from difffeat.errors import BadFeed, ConfigError
 from difffeat.recipe import GraphRecipe
 
 
@@ -26,6 +27,66 @@ class TensorSpec:
     name: str
     dtype: str
     shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """How an engine runs a graph, where it has a choice. None of it is part of a feature's recipe.
+
+    **Fields:** `compile` torch.compile (torch); `channels_last` convolutions with channels innermost (torch); `tensorrt_provider` ONNX Runtime's own
+    TensorRT provider on CUDA (ort); `cuda_graphs` replayed for shapes that come again (trt, rtx); `batch` largest batch, for a plan that is built on
+    first use (trt, rtx).
+    """
+
+    compile: bool = False
+    channels_last: bool = False
+    tensorrt_provider: bool = False
+    cuda_graphs: bool = False
+    batch: int = 32
+
+    def require_for(self, engine: str) -> None:
+        """Raises ConfigError when an option is set that this engine does not have."""
+        owners = {"compile": ("torch",), "channels_last": ("torch",), "tensorrt_provider": ("ort",), "cuda_graphs": ("trt", "rtx")}
+        for option, engines in owners.items():
+            if getattr(self, option) and engine not in engines:
+                raise ConfigError(f"--{option.replace('_', '-')} is for --engine {' and '.join(engines)}; this is {engine}. Leave it out.")
+
+
+class Pending:
+    """A batch under way."""
+
+    def __init__(self, finish: Callable[[], dict[str, np.ndarray]]) -> None:
+        self._finish: Callable[[], dict[str, np.ndarray]] | None = finish
+        self._found: dict[str, np.ndarray] = {}
+
+    def result(self) -> dict[str, np.ndarray]:
+        """Its outputs, as `Engine.run` returns them; waits until they are there."""
+        if self._finish is not None:
+            self._found, self._finish = self._finish(), None
+        return self._found
+
+
+class Submitting:
+    """`Engine.submit` over `run`: computed at once, or, after `overlap`, by a thread of its own while the host prepares the next batch."""
+
+    depth = 1
+    _worker: ThreadPoolExecutor | None = None
+
+    def overlap(self) -> None:
+        """For devices other than the CPU: `run` waits there without Python's lock."""
+        self._worker, self.depth = ThreadPoolExecutor(1, "engine"), 2
+
+    def submit(self: Any, feeds: Mapping[str, np.ndarray]) -> Pending:
+        """See `Engine.submit`."""
+        if self._worker is not None:
+            return Pending(self._worker.submit(self.run, feeds).result)
+        found = self.run(feeds)
+        return Pending(lambda: found)
+
+    def stop(self) -> None:
+        """Wait for what is under way."""
+        if self._worker is not None:
+            self._worker.shutdown()
 
 
 @runtime_checkable
@@ -41,6 +102,8 @@ class Engine(Protocol):
     recipe: GraphRecipe
     digest: str
     """SHA-256 of the graph file(s) it was opened from."""
+    depth: int
+    """Batches that may be under way at once."""
 
     @property
     def inputs(self) -> Mapping[str, TensorSpec]:
@@ -61,6 +124,10 @@ class Engine(Protocol):
 
         Raises BadFeed (missing, surplus, wrong shape or type) and OutOfMemory.
         """
+        ...
+
+    def submit(self, feeds: Mapping[str, np.ndarray]) -> Pending:
+        """Begin a batch; up to `depth` may be under way. Outputs come in the order of submission. Errors as for `run`, here or at `result`."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""Graphs in eager PyTorch, on CPU or CUDA: the folded module rebuilt from the recipe, its weights read back out of the ONNX file."""
+"""Graphs in PyTorch, eager or compiled, on CPU or CUDA: the folded module rebuilt from the recipe, its weights read back out of the ONNX file."""
 
 from __future__ import annotations
 
@@ -10,22 +10,26 @@ from typing import Any, Self
 import numpy as np
 
 from difffeat.engines.artifact import Artifact, load_proto, read_initializers, read_specs
-from difffeat.engines.base import check_feeds
+from difffeat.engines.base import EngineOptions, Submitting, check_feeds
 from difffeat.errors import ConfigError, EngineError, ForeignGraph, MissingExtra, OutOfMemory, ProviderMissing
 
 
-class TorchEngine:
+class TorchEngine(Submitting):
     """`Engine` over the folded torch module.
 
-    **Arguments:** as for `OrtEngine`; `threads` sets torch's threads for the whole process while the engine runs.
+    **Arguments:** as for `OrtEngine`; `threads` sets torch's threads for the whole process while the engine runs; of the options `compile` and
+    `channels_last`.
 
     Raises MissingExtra, ProviderMissing, ForeignGraph (weights that do not fit the recipe).
     """
 
     name = "torch"
 
-    def __init__(self, artifact: Artifact, graph: Path, *, device: str = "cpu", threads: int | None = None) -> None:
+    def __init__(
+        self, artifact: Artifact, graph: Path, *, device: str = "cpu", threads: int | None = None, options: EngineOptions | None = None
+    ) -> None:
         torch = _import_torch()
+        chosen = options or EngineOptions()
         from difffeat.export.assemble import build_module
 
         self._torch, self._threads = torch, threads
@@ -37,17 +41,23 @@ class TorchEngine:
         except (KeyError, AttributeError, TypeError, ValueError, RuntimeError) as error:
             raise ForeignGraph(f"{graph}: its recipe describes no network ({type(error).__name__}: {error}). Export it again.") from error
         _load(self._module, read_initializers(graph), graph)
-        self._module.to(self.device)
+        self._module.eval().to(self.device)
+        if chosen.channels_last:
+            self._module.to(memory_format=torch.channels_last)
+        self._call = torch.compile(self._module) if chosen.compile else self._module
+        if self.device != "cpu":
+            self.overlap()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._module = None
+        self.stop()
+        self._module = self._call = None
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """See `Engine.run`."""
-        if self._module is None:
+        if self._call is None:
             raise EngineError("this engine is closed. Open it again with open_engine(...).")
         check_feeds(self.inputs, feeds)
         torch, before = self._torch, self._torch.get_num_threads()
@@ -55,7 +65,7 @@ class TorchEngine:
             torch.set_num_threads(self._threads or before)
             with torch.inference_mode():
                 tensors = {name: torch.tensor(array, device=self.device) for name, array in feeds.items()}
-                results = self._module(**tensors)
+                results = self._call(**tensors)
                 return {name: result.float().cpu().numpy() for name, result in zip(self.outputs, results, strict=True)}
         except torch.OutOfMemoryError as error:
             raise OutOfMemory(f"{self.device} is out of memory ({error}). Finished shards are kept; use a smaller --batch-size.") from error

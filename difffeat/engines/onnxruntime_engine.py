@@ -10,29 +10,33 @@ from typing import Any, Self
 import numpy as np
 
 from difffeat.engines.artifact import Artifact, load_proto, read_specs
-from difffeat.engines.base import check_feeds
+from difffeat.engines.base import EngineOptions, Submitting, check_feeds
 from difffeat.errors import ConfigError, EngineError, MissingExtra, OutOfMemory, ProviderMissing
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_TENSORRT = "TensorrtExecutionProvider"
 _MEMORY_WORDS = ("failed to allocate", "out of memory", "bad_alloc", "bad allocation")
 
 
-class OrtEngine:
+class OrtEngine(Submitting):
     """`Engine` over an ONNX Runtime session.
 
-    **Arguments:** `artifact`; `graph` the file to run; `device` `cpu`, `cuda` or `cuda:<n>`; `threads` for one operator (None: the runtime's choice).
+    **Arguments:** `artifact`; `graph` the file to run; `device` `cpu`, `cuda` or `cuda:<n>`; `threads` for one operator (None: the runtime's choice);
+    of the options `tensorrt_provider`, which compiles inside ONNX Runtime (its build wants TensorRT 10) and keeps no plan on disk.
 
     Raises MissingExtra, ProviderMissing, EngineError (the runtime refuses the graph).
     """
 
     name = "ort"
 
-    def __init__(self, artifact: Artifact, graph: Path, *, device: str = "cpu", threads: int | None = None) -> None:
+    def __init__(
+        self, artifact: Artifact, graph: Path, *, device: str = "cpu", threads: int | None = None, options: EngineOptions | None = None
+    ) -> None:
         runtime = import_onnxruntime()
         self.recipe, self.precision = artifact.recipe, artifact.recipe.precision
         self.digest = artifact.digest
         self.inputs, self.outputs = read_specs(load_proto(graph))
-        provider, options = provider_for(device)
+        provider, settings = provider_for(device, options or EngineOptions())
         available = runtime.get_available_providers()
         if provider not in available:
             raise ProviderMissing(
@@ -40,16 +44,19 @@ class OrtEngine:
                 "Install difffeat[gpu] in place of difffeat[cpu], or pass --device cpu."
             )
         self._runtime = runtime
-        self._session = self._open(graph, provider, options, threads)
-        self.device = self._true_device(provider, options)
+        self._session = self._open(graph, provider, settings, threads)
+        self.device = self._true_device(provider, settings)
+        if self.device != "cpu":
+            self.overlap()
 
     def _open(self, graph: Path, provider: str, options: dict[str, str], threads: int | None) -> Any:
         settings = self._runtime.SessionOptions()
         settings.log_severity_level = 3
+        behind = [(_PROVIDERS["cuda"], {**options, "use_tf32": "0"})] if provider == _TENSORRT else []
         if threads is not None:
             settings.intra_op_num_threads = threads
         try:
-            session = self._runtime.InferenceSession(str(graph), settings, providers=[(provider, options)])
+            session = self._runtime.InferenceSession(str(graph), settings, providers=[(provider, options), *behind])
         except Exception as error:  # the runtime's exception classes share no base
             raise _translated(error, f"ONNX Runtime cannot open {graph}") from error
         session.disable_fallback()
@@ -69,6 +76,7 @@ class OrtEngine:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
         self._session = None
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -78,10 +86,22 @@ class OrtEngine:
         check_feeds(self.inputs, feeds)
         names = list(self.outputs)
         try:
-            results = self._session.run(names, dict(feeds))
+            results = self._session.run(names, dict(feeds)) if self.device == "cpu" else self._run_bound(feeds, names)
         except Exception as error:  # the runtime's exception classes share no base
             raise _translated(error, "ONNX Runtime failed") from error
         return {name: np.asarray(result, np.float32) for name, result in zip(names, results, strict=True)}
+
+    def _run_bound(self, feeds: Mapping[str, np.ndarray], names: list[str]) -> list[np.ndarray]:
+        """Inputs uploaded once and outputs kept on the device until all are there: no copy for each operator's sake."""
+        assert self._session is not None
+        kind, _, number = self.device.partition(":")
+        binding = self._session.io_binding()
+        for name, array in feeds.items():
+            binding.bind_ortvalue_input(name, self._runtime.OrtValue.ortvalue_from_numpy(array, kind, int(number or 0)))
+        for name in names:
+            binding.bind_output(name, kind, int(number or 0))
+        self._session.run_with_iobinding(binding)
+        return binding.copy_outputs_to_cpu()
 
 
 def import_onnxruntime() -> Any:
@@ -93,11 +113,15 @@ def import_onnxruntime() -> Any:
     return onnxruntime
 
 
-def provider_for(device: str) -> tuple[str, dict[str, str]]:
-    """Provider and its options for a device."""
+def provider_for(device: str, options: EngineOptions) -> tuple[str, dict[str, str]]:
+    """Provider and its settings for a device."""
     kind, _, number = device.partition(":")
     if kind not in _PROVIDERS or (number and not (kind == "cuda" and number.isdigit())):
         raise ConfigError(f"device must be cpu, cuda or cuda:<n>, got {device!r}")
+    if options.tensorrt_provider:
+        if kind == "cpu":
+            raise ConfigError("--tensorrt-provider runs on a GPU. Pass --device cuda.")
+        return _TENSORRT, {"device_id": number or "0"}
     return _PROVIDERS[kind], {"device_id": number or "0", "use_tf32": "0"} if kind == "cuda" else {}
 
 

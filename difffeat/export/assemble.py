@@ -39,7 +39,7 @@ def build_module(recipe: GraphRecipe, latents: bool = False) -> nn.Module:
 
 def _shell(recipe: GraphRecipe, latents: bool) -> nn.Module:
     if latents or recipe.kind == "latents":
-        return LatentsGraph(VaeEncoder(recipe.architecture["vae"]))
+        return LatentsGraph(_encoder(recipe))
     if recipe.family == "plaid":
         return _text_module(recipe)
     trunk = dit_trunk(recipe)
@@ -47,7 +47,11 @@ def _shell(recipe: GraphRecipe, latents: bool) -> nn.Module:
         return SweepGraph(trunk) if recipe.noising == "random" else MeanSweepGraph(trunk)
     if recipe.kind == "from-latents":
         return FromLatentsGraph(trunk, noising(recipe))
-    return ImageGraph(VaeEncoder(recipe.architecture["vae"]), trunk, noising(recipe))
+    return ImageGraph(_encoder(recipe), trunk, noising(recipe))
+
+
+def _encoder(recipe: GraphRecipe) -> VaeEncoder:
+    return VaeEncoder(recipe.architecture["vae"], flat_norms=recipe.precision == "fp32")
 
 
 def _text_module(recipe: GraphRecipe) -> nn.Module:

@@ -35,6 +35,22 @@ class Scale(nn.Module):
         self.bias = nn.Parameter(torch.empty(width), requires_grad=False) if shift else None
 
 
+class FlatGroupNorm(nn.Module):
+    """GroupNorm over [B, C, ...] as a layer norm over each group's values laid flat, then the channels' scale and shift, each [C, 1]."""
+
+    def __init__(self, groups: int, channels: int, eps: float) -> None:
+        super().__init__()
+        self.groups, self.channels, self.eps = groups, channels, eps
+        self.weight = nn.Parameter(torch.empty(channels, 1), requires_grad=False)
+        self.bias = nn.Parameter(torch.empty(channels, 1), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        values = x[0].numel()
+        flat = x.reshape(-1, values // self.groups)
+        y = F.layer_norm(flat, (flat.shape[1],), eps=self.eps).reshape(-1, self.channels, values // self.channels)
+        return (y * self.weight + self.bias).reshape(x.shape)
+
+
 def attention(q_BHSK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, bias_B11S: Tensor | None = None) -> Tensor:
     """softmax(q·kᵀ/√K + bias)·v in v's type, heads merged: [B, S, H·K]."""
     q_BHSK, k_BHSK = q_BHSK.to(v_BHSK.dtype), k_BHSK.to(v_BHSK.dtype)

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from difffeat.engines.base import Engine
-from difffeat.errors import EXIT_OK, EXIT_QUARANTINE, ConfigError, Interrupted, NonFiniteFeature, SourceFormatError, TooManyBadSamples
+from difffeat.engines.base import Engine, Pending
+from difffeat.errors import ConfigError, Interrupted, NonFiniteFeature, SourceFormatError, TooManyBadSamples
 from difffeat.recipe import GraphRecipe, Recipe, RunRecipe, tap_name
 from difffeat.runtime.batches import Batch, Failure, Feeder, Prepared, make_feeder, per_timestep, tap_shapes
 from difffeat.runtime.files import Files
@@ -24,6 +24,7 @@ from difffeat.runtime.latents import LatentCache
 from difffeat.runtime.manifest import Manifest, Receipt
 from difffeat.runtime.noise import noise
 from difffeat.runtime.preprocess import quiet_pillow
+from difffeat.runtime.progress import Clock, Progress, Summary
 from difffeat.runtime.samples import Sample, Source
 from difffeat.runtime.tokens import Captions
 from difffeat.runtime.writer import StoreWriter, sample_columns, samples_digest
@@ -32,75 +33,6 @@ SHARD_BYTES = 256 << 20
 FP16_MAX = 65504.0
 PREFETCH = 3
 """Batches that are prepared while the engine works on another."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far an extraction is. `rate` in samples/s of this run; `eta` in seconds, None before the first batch."""
-
-    done: int
-    total: int
-    quarantined: int
-    rate: float
-    eta: float | None
-
-
-@dataclass
-class Summary:
-    """What came of an extraction.
-
-    **Fields:** `rows` in the store; `quarantined` among them; `computed` and `skipped` shards; `seconds` in all; `stages` seconds the main loop
-    spent waiting for decoding, making noise, in the engine, and writing; `ignored` files the source passed over.
-    """
-
-    path: Path
-    rows: int
-    quarantined: int
-    computed: int
-    skipped: int
-    samples: int
-    seconds: float
-    stages: dict[str, float]
-    ignored: dict[str, int]
-
-    @property
-    def exit_code(self) -> int:
-        """0, or 3 with samples in quarantine."""
-        return EXIT_QUARANTINE if self.quarantined else EXIT_OK
-
-    @property
-    def rate(self) -> float:
-        """Samples per second of what was computed in this run."""
-        return self.samples / self.seconds if self.seconds else 0.0
-
-    @property
-    def bottleneck(self) -> str:
-        """The stage that took longest."""
-        return max(self.stages, key=lambda name: self.stages[name])
-
-
-@dataclass
-class _Clock:
-    """Seconds by stage, and what progress is reported from."""
-
-    total: int
-    report: Callable[[Progress], None] | None
-    stages: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("decode", "noise", "engine", "write"), 0.0))
-    started: float = field(default_factory=time.perf_counter)
-    before: int = 0
-    done: int = 0
-    bad: int = 0
-
-    def spend(self, stage: str, since: float) -> float:
-        now = time.perf_counter()
-        self.stages[stage] += now - since
-        return now
-
-    def tick(self, rows: int) -> None:
-        self.done += rows
-        if self.report is not None:
-            rate = (self.done - self.before) / max(time.perf_counter() - self.started, 1e-9)
-            self.report(Progress(self.done, self.total, self.bad, rate, (self.total - self.done) / rate if rate else None))
 
 
 def extract(
@@ -148,7 +80,7 @@ def extract(
     columns = sample_columns(source.samples)
     manifest = _manifest(engine, source, run, columns, batch_size, shard_size, {"length_multiple": length_multiple} if captions else {}, cache)
     workers = num_workers or os.cpu_count() or 1
-    clock = _Clock(len(source), progress)
+    clock = Clock(len(source), progress)
     with (
         quiet_pillow(),
         StoreWriter(out, manifest, columns, overwrite=overwrite, files=files) as writer,
@@ -174,7 +106,9 @@ class _Job:
     feeder: Feeder
     runs: list[tuple[float | None, dict[str, np.ndarray]]]
     max_bad_fraction: float
-    clock: _Clock
+    clock: Clock
+    under_way: deque[tuple[_Work, float | None, int, Pending]] = field(default_factory=deque)
+    receipts: dict[int, Receipt | None] = field(default_factory=dict)
 
     def run(self, pool: ThreadPoolExecutor) -> tuple[list[Receipt], int]:
         """All receipts in order, and how many were there before. Raises Interrupted when the user stops it."""
@@ -196,16 +130,20 @@ class _Job:
                 self.clock.before += receipt.rows
         self.clock.done = self.clock.before
         self._require_few_bad()
+        self.receipts = dict(enumerate(receipts))
         pending = [shard for shard, receipt in enumerate(receipts) if receipt is None]
-        current: _Shard | None = None
         for shard, batch in self._prefetched(pending, pool):
-            if current is None or current.number != shard.number:
-                current = shard
-            if batch is not None:
-                self._compute(current, batch)
-            if current.left == 0:
-                receipts[current.number] = self._commit(current)
-        return [receipt for receipt in receipts if receipt is not None], skipped
+            if batch is None:
+                self._commit_if_full(shard)
+            else:
+                self._compute(shard, batch)
+        while self.under_way:
+            self._collect()
+        return [receipt for _, receipt in sorted(self.receipts.items()) if receipt is not None], skipped
+
+    def _commit_if_full(self, shard: _Shard) -> None:
+        if shard.left == 0:
+            self.receipts[shard.number] = self._commit(shard)
 
     def _prefetched(self, pending: list[int], pool: ThreadPoolExecutor) -> Iterator[tuple[_Shard, Batch | None]]:
         """Every batch of every pending shard in order, the next few already being decoded. A shard without any batch comes as None, once."""
@@ -228,20 +166,43 @@ class _Job:
         return _Shard(number, start, batches, arrays, np.zeros(rows, bool), list(failures), [""] * rows, len(batches))
 
     def _compute(self, shard: _Shard, batch: Batch) -> None:
+        """Submit every timestep and draw of a batch. Results are taken in order as soon as more are under way than the engine overlaps."""
         now = time.perf_counter()
         prepared = self.feeder.finish(batch)
         now = self.clock.spend("decode", now)
-        for t, parameters in self.runs if prepared.good.any() else ():
-            total: dict[str, np.ndarray] = {}
-            for draw in range(self.recipe.draws):
-                feeds = {**prepared.feeds, **parameters}
-                if "noise" in self.engine.inputs:
-                    feeds["noise"] = self._noise(batch, prepared, t, draw)
-                now = self.clock.spend("noise", now)
-                for name, value in self.engine.run(feeds).items():
-                    total[name] = value if draw == 0 else total[name] + value
-                now = self.clock.spend("engine", now)
-            self._keep(shard, batch, prepared, t, {name: value / np.float32(self.recipe.draws) for name, value in total.items()})
+        runs = [(t, parameters, draw) for t, parameters in self.runs for draw in range(self.recipe.draws)] if prepared.good.any() else []
+        work = _Work(shard, batch, prepared, len(runs))
+        for t, parameters, draw in runs:
+            feeds = {**prepared.feeds, **parameters}
+            if "noise" in self.engine.inputs:
+                feeds["noise"] = self._noise(batch, prepared, t, draw)
+            now = self.clock.spend("noise", now)
+            self.under_way.append((work, t, draw, self.engine.submit(feeds)))
+            now = self.clock.spend("engine", now)
+            while len(self.under_way) >= self.engine.depth:
+                self._collect()
+                now = time.perf_counter()
+        if not runs:
+            self._close(work)
+
+    def _collect(self) -> None:
+        """The oldest result under way, into its shard."""
+        now = time.perf_counter()
+        work, t, draw, pending = self.under_way.popleft()
+        for name, value in pending.result().items():
+            work.total[name] = value if draw == 0 else work.total[name] + value
+        now = self.clock.spend("engine", now)
+        work.left -= 1
+        if draw == self.recipe.draws - 1:
+            self._keep(work.shard, work.batch, work.prepared, t, {name: value / np.float32(self.recipe.draws) for name, value in work.total.items()})
+            self.clock.spend("write", now)
+        if work.left == 0:
+            self._close(work)
+
+    def _close(self, work: _Work) -> None:
+        """A batch is complete; with it perhaps its shard."""
+        shard, batch, prepared = work.shard, work.batch, work.prepared
+        now = time.perf_counter()
         shard.valid[batch.rows] = prepared.good
         shard.failures += prepared.failures
         for row, digest in zip(batch.rows, prepared.inputs, strict=True):
@@ -249,6 +210,7 @@ class _Job:
         shard.left -= 1
         self.clock.spend("write", now)
         self.clock.tick(len(batch.rows))
+        self._commit_if_full(shard)
 
     def _noise(self, batch: Batch, prepared: Prepared, t: float | None, draw: int) -> np.ndarray:
         """Noise of each sample by its own key; zeros for padded rows and, in text, beyond each caption."""
@@ -321,6 +283,17 @@ class _Shard:
     left: int
 
 
+@dataclass
+class _Work:
+    """A batch whose runs are under way: `left` of them are, `total` sums the draws of one timestep."""
+
+    shard: _Shard
+    batch: Batch
+    prepared: Prepared
+    left: int
+    total: dict[str, np.ndarray] = field(default_factory=dict)
+
+
 def _captions(recipe: GraphRecipe, run: RunRecipe, tokenizer: Path | None) -> Captions:
     if tokenizer is None:
         raise ConfigError("a text graph needs its tokenizer.json; the artifact has lost it. Export it again.")
@@ -376,7 +349,7 @@ def _manifest(
 
 def _versions(engine: Engine) -> dict[str, str]:
     """Versions of the libraries that a feature's bytes depend on."""
-    runtime = {"ort": ("onnxruntime", "onnxruntime-gpu"), "torch": ("torch",)}.get(engine.name, ())
+    runtime = {"ort": ("onnxruntime", "onnxruntime-gpu"), "torch": ("torch",), "trt": ("tensorrt",), "rtx": ("tensorrt-rtx",)}.get(engine.name, ())
     found = {}
     for name in ("difffeat", "numpy", "pillow", "tokenizers", *runtime):
         try:

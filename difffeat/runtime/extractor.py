@@ -36,20 +36,20 @@ class Extractor:
         path: str | Path,
         engine: str = "ort",
         *,
-        device: str = "cpu",
+        device: str | None = None,
         threads: int | None = None,
         seed: int = 0,
         batch_size: int = 32,
         preprocessing: str = "center",
     ) -> Extractor:
         """Open an artifact. Arguments and errors as for `difffeat.open_engine` and `RunRecipe`."""
-        from difffeat.engines import Artifact, open_engine
+        from difffeat.engines import Artifact, EngineOptions, open_engine
 
-        artifact = Artifact.open(path)
-        opened = open_engine(artifact, engine, device=device, threads=threads)
+        artifact, options = Artifact.open(path), EngineOptions(batch=batch_size)
+        opened = open_engine(artifact, engine, device=device, threads=threads, options=options)
         latents = None
         if "latents" in opened.inputs and artifact.latents_graph is not None:
-            latents = open_engine(artifact, engine, device=device, threads=threads, graph="latents")
+            latents = open_engine(artifact, engine, device=device, threads=threads, graph="latents", options=options)
         return cls(artifact, opened, latents, seed=seed, batch_size=batch_size, preprocessing=preprocessing)
 
     def __enter__(self) -> Self:

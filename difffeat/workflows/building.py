@@ -92,9 +92,8 @@ def _tensorrt(engine: str, driver: Driver) -> str:
     package, extra = PACKAGES[engine]
     if importlib.util.find_spec(package) is None:
         return f"not installed. Run: pip install 'difffeat[{extra}]'"
-    running = "running plans comes with the next release"
     if driver.problem is None:
-        return f"builds plans (difffeat build); {running}"
+        return "builds plans (difffeat build) and runs them"
     if engine == "rtx":
-        return f"builds plans ahead of time (difffeat build); {running}, and {driver.problem}"
+        return f"builds plans ahead of time (difffeat build); runs none: {driver.problem}"
     return f"can neither build nor run: {driver.problem}"

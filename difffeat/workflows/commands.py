@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from difffeat.engines import Artifact, open_engine
+from difffeat.engines import Artifact, EngineOptions, open_engine
 from difffeat.errors import ConfigError, NotYetAvailable
 from difffeat.recipe import RunRecipe, format_timestep
 from difffeat.runtime.extract import Progress, Summary, extract
@@ -147,8 +147,9 @@ def run_extract(
     output: Path | None,
     *,
     engine: str,
-    device: str,
+    device: str | None,
     threads: int | None,
+    options: EngineOptions,
     batch_size: int,
     shard_size: int,
     num_workers: int | None,
@@ -178,12 +179,12 @@ def run_extract(
     run = RunRecipe(seed=seed, draws=draws, preprocessing=preprocess, captions=captions, truncate=truncate, store_dtype=store_dtype)
     listed = open_source(source, images=images, captions=coco_captions)
     out = output or FEATURES / f"{Path(source).stem or 'source'}-{opened.path.name}"
-    say(f"{len(listed)} samples from {source} -> {out}, engine {engine} on {device}")
     with ExitStack() as stack:
-        main = stack.enter_context(open_engine(opened, engine, device=device, threads=threads))
+        main = stack.enter_context(open_engine(opened, engine, device=device, threads=threads, options=options, say=say))
         vae = None
         if "latents" in main.inputs and latents is None and opened.latents_graph is not None:
-            vae = stack.enter_context(open_engine(opened, engine, device=device, threads=threads, graph="latents"))
+            vae = stack.enter_context(open_engine(opened, engine, device=device, threads=threads, graph="latents", options=options, say=say))
+        say(f"{len(listed)} samples from {source} -> {out}, engine {main.name} on {main.device}")
         summary = extract(
             main,
             listed,

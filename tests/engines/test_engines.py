@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from difffeat.engines import ENGINES, Artifact, Engine, open_engine
+from difffeat.engines import Artifact, Engine, EngineOptions, open_engine
+from difffeat.engines.onnxruntime_engine import OrtEngine
 from difffeat.engines.parity import compare
-from difffeat.errors import BadFeed, ConfigError, EngineError, ForeignGraph, NotYetAvailable, OutOfMemory, ProviderMissing
+from difffeat.errors import BadFeed, ConfigError, EngineError, ForeignGraph, OutOfMemory, ProviderMissing
 from tests.artifacts import OPTIONS, WITH_LATENTS, copy_of, exported, feeds
 
 GRAPHS = [(name, "model") for name in OPTIONS] + [(name, "latents") for name in WITH_LATENTS]
@@ -228,13 +229,6 @@ def test_an_unknown_device_is_told(engine: str, device: str) -> None:
         opened("text", engine, device=device)
 
 
-@pytest.mark.parametrize("engine", ["trt", "rtx"])
-def test_engines_of_the_next_release_say_so(engine: str) -> None:
-    assert engine in ENGINES
-    with pytest.raises(NotYetAvailable, match=rf"engine '{engine}' \(TensorRT\) comes with the next release; this one runs --engine ort"):
-        opened("text", engine)
-
-
 def test_an_unknown_engine_is_told() -> None:
     with pytest.raises(ConfigError, match="engine must be one of ort, torch, trt, rtx; got 'tf'"):
         opened("text", "tf")
@@ -292,7 +286,7 @@ def test_running_out_of_memory_is_resumable_in_torch_too(monkeypatch: pytest.Mon
             raise error
 
         with opened("text", "torch") as running:
-            monkeypatch.setattr(running, "_module", full)
+            monkeypatch.setattr(running, "_call", full)
             with pytest.raises(OutOfMemory, match=r"cpu is out of memory .*Finished shards are kept; use a smaller --batch-size"):
                 running.run(feeds(exported("text")))
 
@@ -334,3 +328,40 @@ def test_a_recipe_that_does_not_fit_its_graph_is_told_by_torch(changes: dict[str
     forged = Artifact(artifact.path, replace(artifact.recipe, architecture={**artifact.recipe.architecture, **changes}))
     with pytest.raises(ForeignGraph, match=message):
         open_engine(forged, "torch")
+
+
+@pytest.mark.parametrize("options", [{"channels_last": True}, {"compile": True, "channels_last": True}])
+@pytest.mark.parametrize("name", ["image", "text"])
+def test_torch_compiled_and_channels_last_give_the_same_features(name: str, options: dict[str, bool]) -> None:
+    given = feeds(exported(name))
+    with opened(name, "torch") as plain, opened(name, "torch", options=EngineOptions(**options)) as chosen:
+        assert_close(chosen.run(given), plain.run(given))
+
+
+def test_bound_inputs_and_outputs_give_the_same_features() -> None:
+    given = feeds(exported("image"))
+    with opened("image") as running:
+        assert isinstance(running, OrtEngine)
+        bound = running._run_bound(given, list(running.outputs))
+        for value, expected in zip(bound, running.run(given).values(), strict=True):
+            np.testing.assert_array_equal(value, expected)
+
+
+def test_an_engine_that_overlaps_gives_results_in_order() -> None:
+    batches = [feeds(exported("text"), seed=seed) for seed in range(5)]
+    with opened("text") as running:
+        assert isinstance(running, OrtEngine)
+        assert running.depth == 1
+        alone = [running.run(given) for given in batches]
+        running.overlap()
+        assert running.depth == 2
+        for pending, expected in zip([running.submit(given) for given in batches], alone, strict=True):
+            assert_close(pending.result(), expected, tolerance=0.0)
+
+
+def test_the_tensorrt_provider_is_for_gpus_and_checked() -> None:
+    options = EngineOptions(tensorrt_provider=True)
+    with pytest.raises(ConfigError, match=r"--tensorrt-provider runs on a GPU. Pass --device cuda"):
+        opened("text", options=options)
+    with pytest.raises(ProviderMissing, match=r"TensorrtExecutionProvider was asked for \(device cuda\), but this onnxruntime offers"):
+        opened("text", device="cuda", options=options)

@@ -12,7 +12,7 @@ from typing import Any, Self
 import numpy as np
 from PIL import Image
 
-from difffeat.engines.base import TensorSpec, check_feeds
+from difffeat.engines.base import Submitting, TensorSpec, check_feeds
 from difffeat.recipe import GraphRecipe
 from difffeat.runtime.files import Files
 
@@ -30,7 +30,7 @@ RECIPE = GraphRecipe(
 )
 
 
-class FakeEngine:
+class FakeEngine(Submitting):
     """Features that show pixels and noise of their own row; counts its runs. `before` is called ahead of each run."""
 
     name, device, precision, digest = "fake", "cpu", "fp32", "f" * 64

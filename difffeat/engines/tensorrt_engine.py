@@ -1,0 +1,227 @@
+"""Plans of TensorRT and TensorRT-RTX, run: sealed, on the device they were built for, copies overlapped with compute.
+
+Each slot has an execution context, a stream, and buffers of its own for the profile's largest shapes, pinned on the host's side. A batch is copied
+in, computed and copied out in its slot's stream, while the host prepares the next one for the other slot.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from difffeat.engines.artifact import Artifact, load_proto, read_specs, resolve
+from difffeat.engines.base import Pending, TensorSpec, check_feeds
+from difffeat.engines.cuda import Cuda
+from difffeat.engines.driver import probe_driver
+from difffeat.engines.tensorrt_build import PACKAGES, Plan, Profile, import_builder, make_logger, read_plan
+from difffeat.errors import BadFeed, ConfigError, EngineError, OutOfMemory, ProviderMissing
+
+SLOTS = 2
+Feeds = Mapping[str, np.ndarray]
+
+
+class TensorRtEngine:
+    """`Engine` over a sealed plan.
+
+    **Arguments:** `plan` from `build_plan` or `find_plan`; `device` `cuda` or `cuda:<n>`; `cuda_graphs` replays a captured CUDA graph where a shape
+    comes again; `slots` batches under way at once.
+
+    Raises ProviderMissing (no GPU), MissingExtra, UntrustedFile (the plan is not what was sealed), OutOfMemory, EngineError.
+    """
+
+    def __init__(
+        self, artifact: Artifact, graph: str, plan: Plan, *, engine: str, device: str = "cuda", cuda_graphs: bool = False, slots: int = SLOTS
+    ) -> None:
+        self.name, self.recipe, self.precision, self.digest = engine, artifact.recipe, artifact.recipe.precision, artifact.digest
+        self.inputs, self.outputs = read_specs(load_proto(resolve(artifact, graph)[1]))
+        self.profile, self.depth = Profile(**plan.sidecar["profile"]), slots
+        number = require_gpu(engine, device)
+        self.device = f"cuda:{number}"
+        trt = import_builder(engine)
+        content = read_plan(plan)
+        self._cuda = Cuda(number, PACKAGES[engine][1])
+        self._slots: list[_Slot] = []
+        self._turn = 0
+        try:
+            self._log = make_logger(trt)  # the runtime does not keep its logger alive
+            self._runtime: Any = trt.Runtime(self._log)
+            self._engine: Any = self._runtime.deserialize_cuda_engine(content)
+            if self._engine is None:
+                raise EngineError(f"{self.name} cannot load {plan.path}: {self._log.told()}. Delete it; it is then built anew.")
+            self._check_names(plan)
+            self._slots = [self._slot(cuda_graphs) for _ in range(slots)]
+        except BaseException:
+            self._release()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._engine is not None:
+            self._release()
+
+    def run(self, feeds: Feeds) -> dict[str, np.ndarray]:
+        """See `Engine.run`."""
+        return self.submit(feeds).result()
+
+    def submit(self, feeds: Feeds) -> Pending:
+        """See `Engine.submit`; at most `depth` batches are under way, the oldest is waited for."""
+        if self._engine is None:
+            raise EngineError("this engine is closed. Open it again with open_engine(...).")
+        check_feeds(self.inputs, feeds)
+        self._check_profile(feeds)
+        slot = self._slots[self._turn]
+        self._turn = (self._turn + 1) % len(self._slots)
+        return slot.start(feeds)
+
+    def _slot(self, cuda_graphs: bool) -> _Slot:
+        context = self._engine.create_execution_context()
+        if context is None:
+            raise OutOfMemory(
+                f"{self.device} has no room for another execution context ({self._log.told()}). Build a plan with a smaller --max-batch."
+            )
+        return _Slot(self._cuda, context, self.inputs, self.outputs, self.profile, cuda_graphs)
+
+    def _check_names(self, plan: Plan) -> None:
+        found = {self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)}
+        if found != {*self.inputs, *self.outputs}:
+            raise EngineError(
+                f"{plan.path} has inputs and outputs {sorted(found)}, its graph has {sorted({*self.inputs, *self.outputs})}. Delete it."
+            )
+
+    def _check_profile(self, feeds: Feeds) -> None:
+        for name, spec in self.inputs.items():
+            low, _, high = self.profile.shapes(spec)
+            if all(a <= size <= b for a, size, b in zip(low, feeds[name].shape, high, strict=True)):
+                continue
+            raise BadFeed(
+                f"{name} has shape {list(feeds[name].shape)}; this plan was built for {list(low)} to {list(high)}. "
+                "Build another: difffeat build with --max-batch or --max-length."
+            )
+
+    def _release(self) -> None:
+        """Slots first: their contexts use the engine's memory."""
+        for slot in self._slots:
+            slot.close()
+        self._slots = []
+        self._engine = self._runtime = None
+        self._cuda.close()
+
+
+class _Slot:
+    """One batch's way through the device, and the buffers it goes through."""
+
+    def __init__(
+        self, cuda: Cuda, context: Any, inputs: Mapping[str, TensorSpec], outputs: Mapping[str, TensorSpec], profile: Profile, graphs: bool
+    ) -> None:
+        self._cuda, self._outputs, self._graphs = cuda, outputs, graphs
+        self._context: Any = context
+        self._stream = cuda.stream()
+        self._buffers = {name: _Buffer(cuda, spec, profile) for name, spec in (*inputs.items(), *outputs.items())}
+        for name, buffer in self._buffers.items():
+            self._accept(context.set_tensor_address(name, buffer.device), f"an address for {name}")
+        self._pending: Pending | None = None
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._runs, self._captured = 0, None
+
+    def start(self, feeds: Feeds) -> Pending:
+        """Put a batch into the stream; the one before it in this slot is finished first."""
+        if self._pending is not None:
+            self._pending.result()
+        shapes = {name: tuple(array.shape) for name, array in feeds.items()}
+        if shapes != self._shapes:
+            self._reshape(shapes)
+        for name, array in feeds.items():
+            self._buffers[name].write(array, self._stream)
+        self._enqueue()
+        wanted = {name: _sized(spec, shapes, self._context.get_tensor_shape(name)) for name, spec in self._outputs.items()}
+        for name, shape in wanted.items():
+            self._buffers[name].fetch(shape, self._stream)
+        self._pending = Pending(lambda: self._finish(wanted))
+        return self._pending
+
+    def close(self) -> None:
+        self._cuda.wait(self._stream)
+        self._drop_graph()
+        self._context = None
+
+    def _finish(self, wanted: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+        self._cuda.wait(self._stream)
+        self._pending = None
+        return {name: self._buffers[name].read(shape) for name, shape in wanted.items()}
+
+    def _reshape(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        self._drop_graph()
+        for name, shape in shapes.items():
+            self._accept(self._context.set_input_shape(name, shape), f"shape {list(shape)} for {name}")
+        self._shapes, self._runs = shapes, 0
+
+    def _enqueue(self) -> None:
+        """Compute, or with CUDA graphs replay where the shape was computed before. The first run of a shape allocates and is not captured."""
+        if self._graphs and self._captured is None and self._runs > 0:
+            self._captured = self._cuda.capture(self._stream, self._execute)
+        if self._captured is not None:
+            self._cuda.replay(self._captured, self._stream)
+        else:
+            self._execute()
+        self._runs += 1
+
+    def _execute(self) -> None:
+        self._accept(self._context.execute_async_v3(int(self._stream)), "the batch")
+
+    def _drop_graph(self) -> None:
+        if self._captured is not None:
+            self._cuda.forget(self._captured)
+            self._captured = None
+
+    @staticmethod
+    def _accept(accepted: bool, what: str) -> None:
+        if not accepted:
+            raise EngineError(f"TensorRT refused {what}. Delete the artifact's engines folder; plans are then built anew.")
+
+
+class _Buffer:
+    """Pinned host memory and device memory of one input or output, at the profile's largest shape."""
+
+    def __init__(self, cuda: Cuda, spec: TensorSpec, profile: Profile) -> None:
+        self._cuda, self._dtype = cuda, np.dtype(spec.dtype)
+        size = math.prod(profile.shapes(spec)[2]) * self._dtype.itemsize
+        self.device = cuda.device_memory(size)
+        self._host, self._view = cuda.pinned(size)
+
+    def write(self, array: np.ndarray, stream: Any) -> None:
+        np.copyto(self._view[: array.nbytes].view(self._dtype).reshape(array.shape), array)
+        self._cuda.upload(self.device, self._host, array.nbytes, stream)
+
+    def fetch(self, shape: tuple[int, ...], stream: Any) -> None:
+        self._cuda.download(self._host, self.device, math.prod(shape) * self._dtype.itemsize, stream)
+
+    def read(self, shape: tuple[int, ...]) -> np.ndarray:
+        """A copy: the buffer is used again."""
+        return self._view[: math.prod(shape) * self._dtype.itemsize].view(self._dtype).reshape(shape).copy()
+
+
+def require_gpu(engine: str, device: str) -> int:
+    """The device's number. Raises ProviderMissing where the driver has no such GPU, before anything of TensorRT is touched: that could crash."""
+    kind, _, number = device.partition(":")
+    if kind != "cuda" or (number and not number.isdigit()):
+        raise ConfigError(f"engine {engine} runs on cuda or cuda:<n>, got {device!r}")
+    driver = probe_driver()
+    if driver.problem is not None:
+        raise ProviderMissing(f"engine {engine} needs an NVIDIA GPU, and {driver.problem}. Use --engine ort, or run difffeat doctor.")
+    if int(number or 0) >= len(driver.gpus):
+        raise ProviderMissing(f"{device} was asked for, but the driver lists {len(driver.gpus)} GPUs. Run difffeat doctor.")
+    return int(number or 0)
+
+
+def _sized(spec: TensorSpec, shapes: Mapping[str, tuple[int, ...]], told: Any) -> tuple[int, ...]:
+    """The true shape of an output, as TensorRT infers it from the inputs' shapes."""
+    shape = tuple(int(axis) for axis in told)
+    if len(shape) != len(spec.shape) or min(shape, default=1) < 0:
+        raise EngineError(f"TensorRT gives output {spec.name} the shape {list(shape)} for inputs {dict(shapes)}. Please report it.")
+    return shape
