@@ -13,7 +13,7 @@ from difffeat.engines import Artifact, Engine, EngineOptions, open_engine
 from difffeat.engines.driver import probe_driver
 from difffeat.engines.tensorrt_build import Profile, build_plan, find_plan, read_plan
 from difffeat.errors import BadFeed, ConfigError, EngineError, MissingExtra, OutOfMemory, ProviderMissing, UntrustedFile
-from tests.artifacts import copy_of, feeds
+from tests.artifacts import copy_of, exported, feeds
 from tests.engines.fake_gpu import Runtime, Status, TensorRt, install
 
 SMALL = EngineOptions(batch=4)
@@ -25,8 +25,15 @@ def _own_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DIFFFEAT_DATA", str(tmp_path / "data"))
 
 
+@pytest.fixture(scope="module")
+def graphs() -> None:
+    """Exported before a module that only looks like tensorrt is there: torch asks for that package's version."""
+    for name in GRAPHS:
+        exported(name)
+
+
 @pytest.fixture
-def device(monkeypatch: pytest.MonkeyPatch) -> tuple[Runtime, TensorRt]:
+def device(monkeypatch: pytest.MonkeyPatch, graphs: None) -> tuple[Runtime, TensorRt]:
     return install(monkeypatch)
 
 
@@ -124,7 +131,7 @@ def test_kernel_timings_are_kept_sealed_and_used_again(tmp_path: Path, device: t
     assert trt.timings[-1] == b""
 
 
-def test_another_gpu_wants_its_own_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_gpu_wants_its_own_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, graphs: None) -> None:
     from difffeat.engines.driver import Gpu
 
     artifact = Artifact.open(copy_of("image", tmp_path))
