@@ -28,6 +28,10 @@ EngineName = Annotated[str, typer.Option(help="ort, torch, trt (TensorRT) or rtx
 Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:<n>; default: cpu, for trt and rtx cuda.")]
 Threads = Annotated[int | None, typer.Option(help="Threads of the engine; default: the runtime's choice.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+Preprocess = Annotated[str, typer.Option(help="center (crop) or squash (keeps what lies at the edges).")]
+CaptionProtocol = Annotated[str, typer.Option(help="joined (all captions of a sample) or first.")]
+Images = Annotated[Path | None, typer.Option(help="COCO: folder of the images.")]
+CocoCaptions = Annotated[Path | None, typer.Option(help="COCO: captions JSON beside the instances JSON given as SOURCE.")]
 Output = Annotated[Path | None, typer.Option("-o", "--output", help="Where to write.")]
 
 
@@ -63,7 +67,7 @@ def export(
     noise_seed: Annotated[int, typer.Option(help="Seed of the baked-in noise of --noising constant.")] = 0,
     label: Annotated[int | None, typer.Option(help="Class label of a DiT; default: its null label.")] = None,
     pooling: Annotated[str, typer.Option(help="mean, max, grid or tokens.")] = "mean",
-    dtype: Annotated[str, typer.Option(help="fp32, fp16 or bf16 (int8 comes with the next release).")] = "fp32",
+    dtype: Annotated[str, typer.Option(help="fp32, fp16 or bf16; for int8 see difffeat quantize.")] = "fp32",
     heads: Annotated[int | None, typer.Option(help="Attention heads, for geometries that were never published.")] = None,
     timestep_embedding: Annotated[str, typer.Option(help="original, or diffusers for weights trained with that library's formula.")] = "original",
     revision: Annotated[str | None, typer.Option(help="Revision of a hub id.")] = None,
@@ -105,6 +109,67 @@ def build(
 
 
 @app.command()
+def quantize(
+    artifact: Annotated[Path, typer.Argument(help="fp32 artifact.")],
+    source: Annotated[str, typer.Argument(help="Samples to calibrate on, as for extract.")],
+    samples: Annotated[int, typer.Option(help="How many of them, evenly spread.")] = 64,
+    parts: Annotated[str, typer.Option(help="all, or linears (the autoencoder stays in fp32).")] = "all",
+    seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
+    preprocess: Preprocess = "center",
+    captions: CaptionProtocol = "joined",
+    images: Images = None,
+    coco_captions: CocoCaptions = None,
+    threads: Threads = None,
+    output: Output = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Make the int8 form of an fp32 artifact for ONNX Runtime on CPUs, calibrated on real samples."""
+    from difffeat.recipe import RunRecipe
+    from difffeat.workflows.quantizing import run_quantize
+
+    run = RunRecipe(seed=seed, preprocessing=preprocess, captions=captions)
+    result = run_quantize(
+        artifact, source, output=output, samples=samples, parts=parts, run=run, images=images, coco_captions=coco_captions, threads=threads,
+        overwrite=overwrite, say=_say(as_json),
+    )  # fmt: skip
+    _emit(result, as_json)
+
+
+@app.command()
+def verify(
+    artifact: Annotated[Path, typer.Argument(help="Artifact to verify.")],
+    source: Annotated[str, typer.Argument(help="Real samples, as for extract.")],
+    reference: Annotated[Path | None, typer.Option(help="fp32 artifact of the same taps; default: NAME beside NAME-fp16.")] = None,
+    engine: Annotated[str | None, typer.Option(help="Engine to verify; default: ort, for fp16 and bf16 torch (rounds at each operation).")] = None,
+    device: Device = None,
+    threads: Threads = None,
+    samples: Annotated[int, typer.Option(help="How many samples, evenly spread.")] = 64,
+    batches: Annotated[str, typer.Option(help="Batch sizes to verify at: smallest, usual, largest.")] = "1,8,32",
+    promote: Annotated[bool, typer.Option("--promote", help="Keep in fp32 what fails, write the artifact again, and verify it again.")] = False,
+    probe: Annotated[Path | None, typer.Option(help="Frozen probe (safetensors): also print its mAP on both.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
+    preprocess: Preprocess = "center",
+    captions: CaptionProtocol = "joined",
+    images: Images = None,
+    coco_captions: CocoCaptions = None,
+    as_json: Json = False,
+) -> None:
+    """Hold an engine's features of real samples against fp32, tap by tap; beyond tolerance the exit code is 1."""
+    from difffeat.engines import EngineOptions
+    from difffeat.recipe import RunRecipe
+    from difffeat.workflows.commands import parse_numbers
+    from difffeat.workflows.verifying import run_verify
+
+    result = run_verify(
+        artifact, source, reference=reference, engine=engine, device=device, threads=threads, options=EngineOptions(), samples=samples,
+        batches=[int(size) for size in parse_numbers(batches, "--batches", whole=True)], promoting=promote, probe=probe,
+        run=RunRecipe(seed=seed, preprocessing=preprocess, captions=captions), images=images, coco_captions=coco_captions, say=_say(as_json),
+    )  # fmt: skip
+    _emit(result, as_json)
+
+
+@app.command()
 def doctor(as_json: Json = False) -> None:
     """Versions, driver, GPUs, and what each engine can do here, or why it cannot."""
     from difffeat.workflows.building import run_doctor
@@ -129,13 +194,13 @@ def extract(
     num_workers: Annotated[int | None, typer.Option(help="Threads that decode; default: the number of cores.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
     draws: Annotated[int, typer.Option(help="Noise draws to average.")] = 1,
-    preprocess: Annotated[str, typer.Option(help="center (crop) or squash (keeps what lies at the edges).")] = "center",
-    captions: Annotated[str, typer.Option(help="joined (all captions of a sample) or first.")] = "joined",
+    preprocess: Preprocess = "center",
+    captions: CaptionProtocol = "joined",
     truncate: Annotated[bool, typer.Option("--truncate", help="Cut captions that are too long instead of setting them aside.")] = False,
     store_dtype: Annotated[str, typer.Option(help="fp16 or fp32.")] = "fp16",
     latents: Annotated[Path | None, typer.Option(help="Latent cache: the store of a --graph latents artifact.")] = None,
-    images: Annotated[Path | None, typer.Option(help="COCO: folder of the images.")] = None,
-    coco_captions: Annotated[Path | None, typer.Option(help="COCO: captions JSON beside the instances JSON given as SOURCE.")] = None,
+    images: Images = None,
+    coco_captions: CocoCaptions = None,
     max_bad_fraction: Annotated[float, typer.Option(help="Stop when more than this share of samples is bad.")] = 0.5,
     executor: Annotated[str, typer.Option(help="local (ray comes with a later release).")] = "local",
     overwrite: Overwrite = False,

@@ -22,7 +22,7 @@ ALIASES_KEY = "difffeat.aliases"
 GRAPH_KINDS = ("image", "latents", "from-latents", "sweep", "text", "text-sweep")
 NOISINGS = ("random", "constant", "mean", "ddim")
 POOLINGS = ("mean", "max", "grid", "tokens")
-PRECISIONS = ("fp32", "fp16", "bf16")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
 
 def canonical_json(value: Any) -> str:

@@ -63,7 +63,22 @@ def images(tmp_path: Path) -> Path:
     return folder_of_images(tmp_path / "images", 6)
 
 
-VERBS = ("export", "build", "doctor", "extract", "probe", "fuse", "search", "inspect", "quickstart", "bench throughput", "store info", "store verify")
+VERBS = (
+    "export",
+    "build",
+    "quantize",
+    "verify",
+    "doctor",
+    "extract",
+    "probe",
+    "fuse",
+    "search",
+    "inspect",
+    "quickstart",
+    "bench throughput",
+    "store info",
+    "store verify",
+)
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -96,7 +111,7 @@ def test_exporting_the_published_dit_offline_says_how_to_pass_files(run: Run) ->
         (
             ["export", "--model", "dit-digits", "--dtype", "int8"],
             2,
-            "--dtype int8 comes with the next release; this one exports fp32, fp16 and bf16",
+            "int8 is calibrated on real samples: export fp32, then run difffeat quantize ARTIFACT SOURCE",
         ),
         (["export", "--model", "dit-digits", "--noising", "ddim"], 2, "ddim inversion and denoiser graphs come with the next release"),
         (["export", "--model", "dit-digits", "--graph", "denoiser"], 2, "denoiser graphs come with the next release"),

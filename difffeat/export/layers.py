@@ -22,7 +22,12 @@ class Affine(nn.Module):
         self.bias = nn.Parameter(torch.empty(outputs), requires_grad=False) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        y = x.to(self.weight.dtype) @ self.weight
+        x = x.to(self.weight.dtype)
+        if self.weight.dtype == torch.float32 or self.weight.is_cuda or torch.compiler.is_exporting():
+            y = x @ self.weight
+        else:
+            # Sums in fp32, rounded once, as matrix units do; CPUs without such units take many times as long over torch's own half-precision product.
+            y = (x.float() @ self.weight.float()).to(self.weight.dtype)
         return y if self.bias is None else y + self.bias
 
 

@@ -17,16 +17,15 @@ import numpy as np
 
 from difffeat.engines.base import Engine, Pending
 from difffeat.errors import ConfigError, Interrupted, NonFiniteFeature, SourceFormatError, TooManyBadSamples
-from difffeat.recipe import GraphRecipe, Recipe, RunRecipe, tap_name
+from difffeat.recipe import Recipe, RunRecipe, tap_name
 from difffeat.runtime.batches import Batch, Failure, Feeder, Prepared, make_feeder, per_timestep, tap_shapes
+from difffeat.runtime.feeds import batch_noise, open_captions
 from difffeat.runtime.files import Files
 from difffeat.runtime.latents import LatentCache
 from difffeat.runtime.manifest import Manifest, Receipt
-from difffeat.runtime.noise import noise
 from difffeat.runtime.preprocess import quiet_pillow
 from difffeat.runtime.progress import Clock, Progress, Summary
 from difffeat.runtime.samples import Sample, Source
-from difffeat.runtime.tokens import Captions
 from difffeat.runtime.writer import StoreWriter, sample_columns, samples_digest
 
 SHARD_BYTES = 256 << 20
@@ -67,7 +66,7 @@ def extract(
     run = run or RunRecipe()
     out, recipe = Path(out), engine.recipe
     cache = LatentCache(latent_cache, recipe, run) if latent_cache is not None else None
-    captions = _captions(recipe, run, tokenizer) if "tokens" in engine.inputs else None
+    captions = open_captions(recipe, run, tokenizer) if "tokens" in engine.inputs else None
     feeder = make_feeder(
         engine,
         batch_size=batch_size,
@@ -175,7 +174,8 @@ class _Job:
         for t, parameters, draw in runs:
             feeds = {**prepared.feeds, **parameters}
             if "noise" in self.engine.inputs:
-                feeds["noise"] = self._noise(batch, prepared, t, draw)
+                ids = [sample.id for sample in batch.samples]
+                feeds["noise"] = batch_noise(self.engine.inputs["noise"], prepared.feeds, ids, seed=self.recipe.seed, t=t or 0.0, draw=draw)
             now = self.clock.spend("noise", now)
             self.under_way.append((work, t, draw, self.engine.submit(feeds)))
             now = self.clock.spend("engine", now)
@@ -211,18 +211,6 @@ class _Job:
         self.clock.spend("write", now)
         self.clock.tick(len(batch.rows))
         self._commit_if_full(shard)
-
-    def _noise(self, batch: Batch, prepared: Prepared, t: float | None, draw: int) -> np.ndarray:
-        """Noise of each sample by its own key; zeros for padded rows and, in text, beyond each caption."""
-        spec = self.engine.inputs["noise"].shape
-        size = len(next(iter(prepared.feeds.values())))
-        text = "lengths" in prepared.feeds
-        shape = (batch.length, int(spec[2])) if text else tuple(int(axis) for axis in spec[1:])
-        out = np.zeros((size, *shape), np.float32)
-        for index, sample in enumerate(batch.samples):
-            own = (int(prepared.feeds["lengths"][index]), shape[1]) if text else shape
-            out[index, : own[0]] = noise(self.recipe.seed, sample.id, t or 0.0, draw, own)
-        return out
 
     def _keep(self, shard: _Shard, batch: Batch, prepared: Prepared, t: float | None, outputs: dict[str, np.ndarray]) -> None:
         good = np.flatnonzero(prepared.good)
@@ -292,13 +280,6 @@ class _Work:
     prepared: Prepared
     left: int
     total: dict[str, np.ndarray] = field(default_factory=dict)
-
-
-def _captions(recipe: GraphRecipe, run: RunRecipe, tokenizer: Path | None) -> Captions:
-    if tokenizer is None:
-        raise ConfigError("a text graph needs its tokenizer.json; the artifact has lost it. Export it again.")
-    architecture = recipe.architecture
-    return Captions(tokenizer, max_length=architecture["max_length"], vocab=architecture["vocab"], protocol=run.captions, truncate=run.truncate)
 
 
 def _check_options(engine: Engine, source: Source, batch_size: int, shard_size: int, table: Mapping[str, np.ndarray] | None) -> None:

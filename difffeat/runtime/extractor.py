@@ -12,7 +12,7 @@ import numpy as np
 from difffeat.errors import ConfigError
 from difffeat.recipe import tap_name
 from difffeat.runtime.batches import per_timestep, tap_shapes
-from difffeat.runtime.noise import noise
+from difffeat.runtime.feeds import batch_noise
 from difffeat.runtime.preprocess import decode, preprocess, quiet_pillow, read_bytes, to_rgb
 from difffeat.runtime.samples import Sample
 from difffeat.runtime.tokens import Captions, batches_by_length, pad_tokens
@@ -90,18 +90,9 @@ class Extractor:
         for t, parameters in self._runs:
             given = {**feeds, **parameters}
             if "noise" in self._engine.inputs:
-                given["noise"] = self._noise(feeds, names, t or 0.0)
+                given["noise"] = batch_noise(self._engine.inputs["noise"], feeds, names, seed=self._seed, t=t or 0.0, draw=0)
             for name, values in self._engine.run(given).items():
                 yield (name if t is None else tap_name(int(name[1:]), t)), values
-
-    def _noise(self, feeds: dict[str, np.ndarray], names: list[str], t: float) -> np.ndarray:
-        spec = self._engine.inputs["noise"].shape
-        if "tokens" not in feeds:
-            return np.stack([noise(self._seed, name, t, 0, tuple(spec[1:])) for name in names])
-        out = np.zeros((*feeds["tokens"].shape, spec[2]), np.float32)
-        for row, (name, length) in enumerate(zip(names, feeds["lengths"], strict=True)):
-            out[row, :length] = noise(self._seed, name, t, 0, (int(length), spec[2]))
-        return out
 
     def _image_batches(self, inputs: Sequence[Any] | np.ndarray) -> Any:
         if "pixels" not in (self._latents or self._engine).inputs:

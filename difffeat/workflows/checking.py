@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from difffeat.engines import Artifact, open_engine
-from difffeat.engines.parity import ParityReport, TapParity, compare
+from difffeat.engines.parity import ParityReport, TapParity, compare, statistics
 from difffeat.recipe import GraphRecipe, tap_name
 
 CHECK_SEED = 20250915
@@ -49,6 +49,18 @@ def _run(artifact: Artifact, feeds: Feeds, engine_name: str) -> dict[str, np.nda
     return found
 
 
+def worst_sample(found: np.ndarray, expected: np.ndarray) -> tuple[float, int]:
+    """Relative L2 of the worst sample, and how many values are not finite."""
+    parity = compare(found, expected)
+    return parity.relative_l2, parity.nonfinite
+
+
+def standardised(found: np.ndarray, expected: np.ndarray) -> tuple[float, int]:
+    """Relative L2 on standardised features, and how many values are not finite."""
+    measured = statistics(found, expected)
+    return measured.standardised_l2, measured.nonfinite
+
+
 def promote(
     recipe: GraphRecipe,
     feeds: Feeds,
@@ -57,6 +69,8 @@ def promote(
     reference: Callable[[GraphRecipe], Feeds],
     build: Callable[..., Any],
     say: Callable[[str], None],
+    distance: Callable[[np.ndarray, np.ndarray], tuple[float, int]] = worst_sample,
+    tolerance: float | None = None,
 ) -> GraphRecipe:
     """The recipe with every part in fp32 that does not hold in its precision: the autoencoder, and block after block the first one that fails.
 
@@ -65,49 +79,57 @@ def promote(
     """
     from difffeat.export.precision import VAE, with_promoted
 
-    tolerance = TOLERANCES[recipe.precision]
+    limit = TOLERANCES[recipe.precision] if tolerance is None else tolerance
     whole = recipe if recipe.kind == "latents" else replace(recipe, blocks=tuple(range(max(recipe.blocks) + 1)))
     expected = reference(whole)
     if "latents" in expected:
-        found = compare(_eager(build(recipe, latents=True), fill, True, {"pixels": feeds["pixels"]})[0], expected["latents"])
-        if not found.within(tolerance):
-            say(f"the autoencoder differs by {found.relative_l2:.1e} in {recipe.precision} ({found.nonfinite} non-finite): kept in fp32")
+        error, nonfinite = distance(run_eager(build(recipe, latents=True), fill, True, {"pixels": feeds["pixels"]})[0], expected["latents"])
+        if nonfinite or error > limit:
+            say(f"the autoencoder differs by {error:.1e} in {recipe.precision} ({nonfinite} non-finite): kept in fp32")
             recipe, whole = with_promoted(recipe, [VAE]), with_promoted(whole, [VAE])
     if recipe.kind == "latents":
         return recipe
     if recipe.kind == "image":
         whole = replace(whole, kind="from-latents")
         feeds = {**feeds, "latents": expected["latents"]}
-    while (bad := _first_failing_block(whole, feeds, table, expected, fill, build, tolerance)) is not None:
-        number, error = bad
-        say(f"block {number} differs by {error.relative_l2:.1e} in {recipe.precision} ({error.nonfinite} non-finite): kept in fp32")
+    while (bad := _first_failing_block(whole, feeds, table, expected, fill, build, distance, limit)) is not None:
+        number, error, nonfinite = bad
+        say(f"block {number} differs by {error:.1e} in {recipe.precision} ({nonfinite} non-finite): kept in fp32")
         recipe, whole = with_promoted(recipe, [number]), with_promoted(whole, [number])
     return recipe
 
 
 def _first_failing_block(
-    whole: GraphRecipe, feeds: Feeds, table: Feeds | None, expected: Feeds, fill: Fill, build: Callable[..., Any], tolerance: float
-) -> tuple[int, TapParity] | None:
-    """The first block, not promoted yet, beyond tolerance at any timestep."""
+    whole: GraphRecipe,
+    feeds: Feeds,
+    table: Feeds | None,
+    expected: Feeds,
+    fill: Fill,
+    build: Callable[..., Any],
+    distance: Callable[[np.ndarray, np.ndarray], tuple[float, int]],
+    limit: float,
+) -> tuple[int, float, int] | None:
+    """The first block, not promoted yet, beyond the limit at any timestep: its number, its distance, its non-finite values."""
     from difffeat.export.assemble import example_feeds
     from difffeat.export.precision import promoted
 
     module, names = build(whole), list(example_feeds(whole))
     filled = False
-    worst: dict[int, TapParity] = {}
+    failing: dict[int, tuple[float, int]] = {}
     for index, t in enumerate(whole.timesteps):
         given = {name: feeds[name] if name in feeds else table[name][index] for name in names}  # type: ignore[index]
-        outputs = _eager(module, None if filled else fill, False, given)
+        outputs = run_eager(module, None if filled else fill, False, given)
         filled = True
         for block, value in zip(whole.blocks, outputs, strict=True):
-            found = compare(value, expected[tap_name(block, t)])
-            if not found.within(tolerance) and block not in worst:
-                worst[block] = found
-    failing = [block for block in sorted(worst) if block > 0 and block not in promoted(whole)]
-    return (failing[0], worst[failing[0]]) if failing else None
+            error, nonfinite = distance(value, expected[tap_name(block, t)])
+            if nonfinite or error > limit:
+                failing.setdefault(block, (error, nonfinite))
+    left = [block for block in sorted(failing) if block > 0 and block not in promoted(whole)]
+    return (left[0], *failing[left[0]]) if left else None
 
 
-def _eager(module: Any, fill: Fill | None, latents: bool, feeds: Feeds) -> list[np.ndarray]:
+def run_eager(module: Any, fill: Fill | None, latents: bool, feeds: Feeds) -> list[np.ndarray]:
+    """Outputs of a module in torch, as float32; filled first where `fill` is given."""
     import torch
 
     if fill is not None:

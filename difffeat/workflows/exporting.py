@@ -48,7 +48,7 @@ class ExportOptions:
         if self.noising == "ddim" or self.kind == "denoiser":
             raise NotYetAvailable("ddim inversion and denoiser graphs come with the next release; use --noising random, constant or mean.")
         if self.precision == "int8":
-            raise NotYetAvailable("--dtype int8 comes with the next release; this one exports fp32, fp16 and bf16 graphs.")
+            raise ConfigError("int8 is calibrated on real samples: export fp32, then run difffeat quantize ARTIFACT SOURCE.")
         if not self.blocks:
             raise ConfigError("no block was asked for. Pass --blocks, for example --blocks 12 or --blocks 4,8,12.")
         if not self.kind.endswith("sweep") and len(self.timesteps) != 1:
@@ -232,7 +232,7 @@ def _export(
     say: Say,
 ) -> ExportReport:
     """The part that images and text share: reference, graphs, files, parity, and only then the final name."""
-    staging = _staging(out, overwrite)
+    staging = staging_folder(out, overwrite)
     seconds: dict[str, float] = {}
     started = time.perf_counter()
     if recipe.precision != "fp32":
@@ -254,7 +254,7 @@ def _export(
     parity = measure_parity(Artifact.open(staging), feeds, expected)
     seconds["parity"] = time.perf_counter() - started
     (staging / PARITY_FILE).write_text(json.dumps(parity.to_dict(), indent=2, sort_keys=True) + "\n")
-    final = _install(staging, out, parity)
+    final = install(staging, out, parity)
     return ExportReport(Artifact.open(final), parity, seconds)
 
 
@@ -276,7 +276,8 @@ def _write_extra(path: Path, content: Any) -> None:
     save_file(content, path)
 
 
-def _staging(out: Path, overwrite: bool) -> Path:
+def staging_folder(out: Path, overwrite: bool) -> Path:
+    """An empty folder beside `out` to build an artifact in. Raises ConfigError when `out` is taken."""
     if out.name in ("", ".."):
         raise ConfigError(f"-o {out} has no name of its own; an artifact is a folder that is replaced whole, such as artifacts/dit-b12-t30.")
     if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
@@ -291,24 +292,29 @@ def _staging(out: Path, overwrite: bool) -> Path:
     return staging
 
 
-def _install(staging: Path, out: Path, parity: ParityReport) -> Path:
+def install(staging: Path, out: Path, parity: Any) -> Path:
     """Give a checked artifact its name; one that fails goes to `<out>.failed` and raises ParityError."""
     target = out if parity.passed else out.with_name(f"{out.name}.failed")
-    for file in staging.iterdir():
-        Files().fsync(file)
-    replaced = out.with_name(f"{out.name}.replaced")
-    if replaced.exists():
-        shutil.rmtree(replaced)
-    if target.exists():
-        os.replace(target, replaced)  # and only removed when the new one stands: no moment without any artifact on the disk
-    os.replace(staging, target)
-    Files().fsync(target.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
+    replace_folder(staging, target)
     try:
         parity.require()
     except ParityError as error:
         raise ParityError(f"{error} It was kept at {target} for inspection.") from None
     return target
+
+
+def replace_folder(staging: Path, target: Path) -> None:
+    """Give a finished folder its name, durably; what had the name is removed only when the new one stands."""
+    for file in staging.iterdir():
+        Files().fsync(file)
+    replaced = target.with_name(f"{target.name}.replaced")
+    if replaced.exists():
+        shutil.rmtree(replaced)
+    if target.exists():
+        os.replace(target, replaced)
+    os.replace(staging, target)
+    Files().fsync(target.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _reference_noise(recipe: GraphRecipe, feeds: dict[str, np.ndarray], shape: Sequence[int]) -> Any:

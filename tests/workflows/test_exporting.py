@@ -102,7 +102,7 @@ def test_a_folder_of_something_else_is_never_replaced(tmp_path: Path) -> None:
     ("changes", "error", "message"),
     [
         ({"noising": "ddim"}, NotYetAvailable, "ddim inversion and denoiser graphs come with the next release"),
-        ({"precision": "int8"}, NotYetAvailable, "--dtype int8 comes with the next release"),
+        ({"precision": "int8"}, ConfigError, "int8 is calibrated on real samples: export fp32, then run difffeat quantize"),
         ({"blocks": ()}, ConfigError, "no block was asked for. Pass --blocks"),
         ({"timesteps": (0.0, 30.0)}, ConfigError, "has one timestep baked in, got 2. For several, pass --graph sweep."),
         ({"kind": "sweep", "timesteps": (30.0, 30.0)}, ConfigError, "a sweep needs timesteps that differ"),

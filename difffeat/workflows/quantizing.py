@@ -1,0 +1,126 @@
+"""`difffeat quantize`: an fp32 artifact and samples in, an int8 artifact out."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from difffeat.engines import Artifact
+from difffeat.engines.artifact import RECIPE_FILE, TABLE_FILE, TOKENIZER_FILE
+from difffeat.engines.int8 import calibration_digest, quantisable, quantise_graph
+from difffeat.engines.parity import ParityReport, compare
+from difffeat.errors import ConfigError
+from difffeat.recipe import GraphRecipe, RunRecipe
+from difffeat.runtime.feeds import fed_batches
+from difffeat.runtime.samples import Sample
+from difffeat.runtime.sources import open_source
+from difffeat.workflows.exporting import PARITY_FILE, install, staging_folder
+from difffeat.workflows.verifying import PER_SAMPLE, features_of, feeding, open_pair, spread
+
+SAMPLES = 64
+BATCH = 8
+TOLERANCE = 0.2
+"""Largest relative L2 of a calibrating sample: beyond it something is broken. What int8 costs is measured with a probe."""
+PARTS = {"all": ("MatMul", "Conv"), "linears": ("MatMul",)}
+
+Say = Callable[..., None]
+
+
+def run_quantize(
+    path: Path,
+    source: str,
+    *,
+    output: Path | None,
+    samples: int,
+    parts: str,
+    run: RunRecipe,
+    images: Path | None,
+    coco_captions: Path | None,
+    threads: int | None,
+    overwrite: bool,
+    say: Say,
+) -> dict[str, Any]:
+    """Calibrate on `samples` samples spread evenly over the source, quantise, and check the result on them against fp32.
+
+    **Arguments:** `parts` `all`, or `linears` to leave the autoencoder in fp32; the rest as the command's options.
+
+    Raises ConfigError, ParityError (the result is kept at `<output>.failed`), SourceError.
+    """
+    artifact = Artifact.open(path)
+    if artifact.recipe.precision != "fp32":
+        raise ConfigError(f"{path} is {artifact.recipe.precision}; int8 is made from an fp32 artifact.")
+    if parts not in PARTS:
+        raise ConfigError(f"--parts must be one of {', '.join(PARTS)}; got {parts!r}")
+    listed = open_source(source, images=images, captions=coco_captions).samples
+    chosen = spread(listed, samples)
+    out = output or path.with_name(f"{path.name}-int8")
+    staging = staging_folder(out, overwrite)
+    started = time.perf_counter()
+    say(f"calibrating on {len(chosen)} of {len(listed)} samples")
+    batches = calibration_batches(artifact, chosen, run, threads)
+    calibration = calibration_digest(batches, PARTS[parts])
+    recipe = replace(artifact.recipe, precision="int8", calibration=calibration, options={**artifact.recipe.options, "int8_parts": parts})
+    _write(artifact, staging, recipe, batches, PARTS[parts], say)
+    say("checking int8 against fp32 on the calibrating samples")
+    parity = _parity(artifact, Artifact.open(staging), chosen, run, threads)
+    (staging / PARITY_FILE).write_text(json.dumps(parity.to_dict(), indent=2, sort_keys=True) + "\n")
+    final = Artifact.open(install(staging, out, parity))
+    worst = max(parity.taps.items(), key=lambda item: item[1].relative_l2)
+    lines = [
+        f"{final.path}: int8 ({parts}), {final.size / 1e6:.1f} MB for {artifact.size / 1e6:.1f} MB, calibrated on {len(chosen)} samples",
+        f"  worst of {len(parity.taps)} taps {worst[0]}: relative L2 {worst[1].relative_l2:.1e} against fp32 (tolerance {parity.tolerance:g})",
+        f"next: difffeat verify {final.path} {source} --probe PROBE   (what it costs in mAP)",
+    ]
+    return {
+        "artifact": str(final.path),
+        "recipe": recipe.to_dict(),
+        "fingerprint": recipe.fingerprint,
+        "parity": parity.to_dict(),
+        "seconds": time.perf_counter() - started,
+        "text": "\n".join(lines),
+    }
+
+
+def calibration_batches(
+    artifact: Artifact, samples: Sequence[Sample], run: RunRecipe, threads: int | None
+) -> list[tuple[str, dict[str, np.ndarray]]]:
+    """(graph, inputs) for each of the artifact's graphs, padding cut off; batches of `BATCH`."""
+    found = []
+    with ExitStack() as stack:
+        main, vae = open_pair(stack, artifact, "ort", threads=threads)
+        sources = [("model", feeding(artifact, main, vae, samples, run, BATCH))]
+        if vae is not None:
+            sources.append(("latents", fed_batches(vae, samples, run, batch_size=BATCH)))
+        for graph, batches in sources:
+            for fed in batches:
+                found.append((graph, {name: value[fed.places] if name in PER_SAMPLE else value for name, value in fed.feeds.items()}))
+    return found
+
+
+def _write(
+    artifact: Artifact, staging: Path, recipe: GraphRecipe, batches: list[tuple[str, dict[str, np.ndarray]]], operators: Sequence[str], say: Say
+) -> None:
+    graphs = {"model": artifact.graph} | ({"latents": artifact.latents_graph} if artifact.latents_graph is not None else {})
+    for graph, path in graphs.items():
+        say(f"quantising {path.name}")
+        nodes = [name for operator, names in quantisable(path).items() if operator in operators for name in names]
+        quantise_graph(path, staging / path.name, (feeds for name, feeds in batches if name == graph), nodes, recipe)
+    for name in (TABLE_FILE, TOKENIZER_FILE):
+        if (artifact.path / name).is_file():
+            shutil.copyfile(artifact.path / name, staging / name)
+    (staging / RECIPE_FILE).write_text(json.dumps(recipe.to_dict(), indent=2, sort_keys=True) + "\n")
+
+
+def _parity(exact: Artifact, quantised: Artifact, samples: Sequence[Sample], run: RunRecipe, threads: int | None) -> ParityReport:
+    expected, rows = features_of(exact, "ort", samples, run, BATCH, threads=threads)
+    found, _ = features_of(quantised, "ort", samples, run, BATCH, threads=threads)
+    taps = {name: compare(value, expected[name]) for name, value in found.items()}
+    return ParityReport("ort", "cpu", "int8", TOLERANCE, len(rows), taps, "fp32 graph in ONNX Runtime")
