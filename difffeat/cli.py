@@ -32,6 +32,11 @@ Preprocess = Annotated[str, typer.Option(help="center (crop) or squash (keeps wh
 CaptionProtocol = Annotated[str, typer.Option(help="joined (all captions of a sample) or first.")]
 Images = Annotated[Path | None, typer.Option(help="COCO: folder of the images.")]
 CocoCaptions = Annotated[Path | None, typer.Option(help="COCO: captions JSON beside the instances JSON given as SOURCE.")]
+BenchModel = Annotated[str, typer.Option("-m", "--model", help="As for export.")]
+BenchWeights = Annotated[str | None, typer.Option(help="As for export; random for timing.")]
+BenchBatch = Annotated[int, typer.Option(help="Samples in a batch.")]
+Repeats = Annotated[int, typer.Option(help="Timed rounds; every round runs each candidate once.")]
+EqualThreads = Annotated[int, typer.Option(help="Threads, the same for every candidate.")]
 Output = Annotated[Path | None, typer.Option("-o", "--output", help="Where to write.")]
 
 
@@ -304,22 +309,76 @@ def quickstart(
 
 @bench_app.command("throughput")
 def bench_throughput(
-    model: Annotated[str, typer.Option("-m", "--model", help="As for export.")] = "dit-digits",
-    weights: Annotated[str | None, typer.Option(help="As for export; random for timing.")] = None,
+    model: BenchModel = "dit-digits",
+    weights: BenchWeights = None,
     vae: Annotated[str | None, typer.Option(help="As for export.")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="As for export.")] = None,
     block: Annotated[int | None, typer.Option(help="Block to truncate at; default: the paper's relative depth.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Samples in a batch.")] = 8,
-    repeats: Annotated[int, typer.Option(help="Timed rounds; every round runs each candidate once.")] = 7,
-    threads: Annotated[int, typer.Option(help="Threads, the same for every candidate.")] = 2,
+    start: Annotated[str, typer.Option(help="pixels (with the autoencoder) or latents.")] = "pixels",
+    dtype: Annotated[str, typer.Option(help="fp32, fp16 or bf16, of ours and of eager alike.")] = "fp32",
+    engines: Annotated[
+        str, typer.Option(help="Besides ONNX Runtime: int8, torch, naive (unfolded export), trt, rtx, separated by commas.")
+    ] = "torch",
+    compiled: Annotated[bool, typer.Option("--compiled", help="Also torch.compile (a minute to warm up).")] = False,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:<n>.")] = "cpu",
+    batch_size: BenchBatch = 8,
+    repeats: Repeats = 7,
+    threads: EqualThreads = 2,
     output: Output = None,
     as_json: Json = False,
 ) -> None:
-    """Pixels (or tokens) to features: eager with a hook, eager truncated, and our graph, side by side in one run."""
+    """Inputs to features: eager with a hook, eager truncated, naive exports and our graphs, side by side in one run; JSON and a chart with -o."""
     from difffeat.benchmarks.throughput import run_throughput
 
     result = run_throughput(
-        model, weights, vae=vae, block=block, batch_size=batch_size, repeats=repeats, threads=threads, output=output, say=_say(as_json)
+        model, weights, vae=vae, tokenizer=tokenizer, block=block, start=start, dtype=dtype, batch_size=batch_size, repeats=repeats,
+        threads=threads, device=device, engines=tuple(part for part in engines.split(",") if part), compiled=compiled, output=output, say=_say(as_json),
+    )  # fmt: skip
+    _emit(result, as_json)
+
+
+@bench_app.command("grid")
+def bench_grid(
+    model: BenchModel = "dit-digits",
+    weights: BenchWeights = None,
+    vae: Annotated[str | None, typer.Option(help="As for export.")] = None,
+    blocks: Annotated[int | None, typer.Option(help="Blocks of the grid, from 1; default: up to the paper's relative depth.")] = None,
+    batch_size: BenchBatch = 8,
+    repeats: Repeats = 7,
+    threads: EqualThreads = 2,
+    output: Output = None,
+    as_json: Json = False,
+) -> None:
+    """A grid over twelve timesteps and all blocks, against the passes that it cannot do without."""
+    from difffeat.benchmarks.grid import run_grid
+
+    result = run_grid(
+        model, weights, vae=vae, blocks=blocks, batch_size=batch_size, repeats=repeats, threads=threads, output=output, say=_say(as_json)
     )
+    _emit(result, as_json)
+
+
+@bench_app.command("text")
+def bench_text(
+    model: BenchModel = "plaid-digits",
+    weights: BenchWeights = None,
+    tokenizer: Annotated[str | None, typer.Option(help="As for export.")] = None,
+    block: Annotated[int | None, typer.Option(help="Block to truncate at; default: the paper's relative depth.")] = None,
+    captions: Annotated[int, typer.Option(help="How many captions, of 10 to 70 tokens.")] = 64,
+    int8: Annotated[bool, typer.Option("--int8", help="Also ours in int8.")] = False,
+    batch_size: BenchBatch = 8,
+    repeats: Repeats = 7,
+    threads: EqualThreads = 2,
+    output: Output = None,
+    as_json: Json = False,
+) -> None:
+    """Captions of many lengths: ours in buckets of like length, eager padded to the longest."""
+    from difffeat.benchmarks.text import run_text
+
+    result = run_text(
+        model, weights, tokenizer=tokenizer, block=block, captions=captions, batch_size=batch_size, repeats=repeats, threads=threads, int8=int8,
+        output=output, say=_say(as_json),
+    )  # fmt: skip
     _emit(result, as_json)
 
 

@@ -76,6 +76,8 @@ VERBS = (
     "inspect",
     "quickstart",
     "bench throughput",
+    "bench grid",
+    "bench text",
     "store info",
     "store verify",
 )

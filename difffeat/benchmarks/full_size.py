@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -57,14 +58,44 @@ def export(folder: Path, model: str) -> dict[str, Any]:
     }
 
 
-def throughput(folder: Path, model: str) -> dict[str, Any]:
+def throughput(folder: Path, model: str, start: str = "pixels", engines: tuple[str, ...] = ()) -> dict[str, Any]:
     """Seconds per sample beside eager torch, one tap."""
     from difffeat.benchmarks.throughput import export_for_timing, time_artifact
 
     backbone = _load(folder, model)
-    block = 12 if model == "dit" else 20
-    artifact = export_for_timing(backbone, block, folder / f"artifact-{model}-timed-{time.time_ns()}", _log)
-    return time_artifact(backbone, artifact, batch_size=2 if model == "dit" else 4, repeats=5, threads=2, torch_engine=False)
+    artifact = export_for_timing(backbone, 12 if model == "dit" else 20, folder / f"artifact-timed-{time.time_ns()}", _log, start=start)
+    try:
+        return time_artifact(backbone, artifact, batch_size=2 if start == "pixels" else 4, repeats=5, threads=2, engines=engines, say=_log)
+    finally:
+        shutil.rmtree(artifact.path)
+
+
+def grid(folder: Path) -> dict[str, Any]:
+    """Twelve timesteps × twelve blocks of XL/2 against their bound."""
+    from difffeat.benchmarks.grid import run_grid
+
+    vae = str(folder / "vae")
+    return run_grid("dit", str(folder / "DiT-XL-2-256x256.pt"), vae=vae, blocks=12, batch_size=2, repeats=3, threads=2, output=None, say=_log)
+
+
+def text(folder: Path) -> dict[str, Any]:
+    """Captions of 10 to 70 tokens through Plaid 1B, in buckets and padded."""
+    from difffeat.benchmarks.text import run_text
+
+    tokenizer = str(folder / "tokenizer.json")
+    return run_text(
+        "plaid",
+        str(folder / "plaid"),
+        tokenizer=tokenizer,
+        block=20,
+        captions=32,
+        batch_size=8,
+        repeats=3,
+        threads=2,
+        int8=False,
+        output=None,
+        say=_log,
+    )
 
 
 def compile_fp16(folder: Path, model: str) -> dict[str, Any]:
@@ -104,9 +135,12 @@ def _load(folder: Path, model: str) -> Any:
 STAGES = {
     "checkpoints": lambda folder: write_checkpoints(folder),
     "export-dit": lambda folder: export(folder, "dit"),
-    "throughput-dit": lambda folder: throughput(folder, "dit"),
+    "throughput-dit": lambda folder: throughput(folder, "dit", engines=("naive", "int8")),
+    "latents-dit": lambda folder: throughput(folder, "dit", "latents", ("naive", "int8")),
+    "grid-dit": lambda folder: grid(folder),
     "export-plaid": lambda folder: export(folder, "plaid"),
     "throughput-plaid": lambda folder: throughput(folder, "plaid"),
+    "text-plaid": lambda folder: text(folder),
     "fp16-dit": lambda folder: compile_fp16(folder, "dit"),
     "fp16-plaid": lambda folder: compile_fp16(folder, "plaid"),
 }
@@ -143,8 +177,7 @@ def report(results: dict[str, Any]) -> list[str]:
                 f"  export {stage['seconds']['export']:.0f} s, peak memory {stage['peak_gib']:.1f} GiB (limit {LIMITS_GIB[model]:.0f}: {kept}), "
                 f"artifact {stage['artifact_bytes'] / 1e9:.2f} GB",
             ]
-        timed = results.get(f"throughput-{model}")
-        if timed is not None:
+        for timed in (results[name] for name in (f"throughput-{model}", f"latents-{model}", f"grid-{model}", f"text-{model}") if name in results):
             lines += [f"  {line}" for line in timed["text"].splitlines()]
         low = results.get(f"fp16-{model}")
         if low is not None:

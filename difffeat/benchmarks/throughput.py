@@ -1,27 +1,36 @@
-"""`difffeat bench throughput`: inputs to features, as people do it today and as difffeat does, in one run at equal threads."""
+"""`difffeat bench throughput`: inputs to features, as people do it today and as difffeat does, side by side in one run at equal threads."""
 
 from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from difffeat.benchmarks.timing import Timing, compare, machine, ratios, table
-from difffeat.engines import Artifact, open_engine
+from difffeat.benchmarks.baselines import Candidates, eager_candidates, naive_candidate
+from difffeat.benchmarks.ceiling import matrix_rate
+from difffeat.benchmarks.timing import Timing, chart, compare, machine, ratios, table
+from difffeat.engines import Artifact, EngineOptions, open_engine
+from difffeat.engines.artifact import load_proto, read_specs
+from difffeat.engines.cost import graph_cost
+from difffeat.engines.int8 import quantisable, quantise_graph
 from difffeat.recipe import format_timestep
 from difffeat.workflows.exporting import ExportOptions, export_dit, export_plaid
 from difffeat.workflows.loading import Backbone, load_backbone
 
-ORT = "difffeat, ONNX Runtime fp32"
-TORCH = "difffeat, folded, eager torch fp32"
-HOOK = "eager torch, whole backbone with a hook"
-TRUNCATED = "eager torch, stopped after the block"
+ORT = "difffeat, ONNX Runtime"
+INT8 = "difffeat, ONNX Runtime int8"
+TORCH = "difffeat, folded, torch"
+TORCH_COMPILED = "difffeat, folded, torch.compile"
 CAPTION_LENGTH = 32
+STARTS = ("pixels", "latents")
+
+Say = Callable[..., None]
 
 
 def run_throughput(
@@ -29,60 +38,136 @@ def run_throughput(
     weights: str | None,
     *,
     vae: str | None,
+    tokenizer: str | None = None,
     block: int | None,
+    start: str = "pixels",
+    dtype: str = "fp32",
     batch_size: int,
     repeats: int,
     threads: int,
+    device: str = "cpu",
+    engines: tuple[str, ...] = (),
+    compiled: bool = False,
     output: Path | None,
-    say: Callable[..., None],
+    say: Say,
 ) -> dict[str, Any]:
-    """Export the graph into a temporary folder and time it beside eager torch; arguments as the command's options."""
-    backbone = load_backbone(model, weights, vae=vae)
+    """Export graphs into a temporary folder and time them beside eager torch; arguments as the command's options."""
+    backbone = load_backbone(model, weights, vae=vae, tokenizer=tokenizer, need_vae=start == "pixels")
     chosen = backbone.default_block() if block is None else block
     with tempfile.TemporaryDirectory() as folder:
-        artifact = export_for_timing(backbone, chosen, Path(folder) / "artifact", say)
-        say(f"timing {repeats} rounds at batch {batch_size} on {threads} threads")
-        result = time_artifact(backbone, artifact, batch_size=batch_size, repeats=repeats, threads=threads)
+        artifact = export_for_timing(backbone, chosen, Path(folder) / "artifact", say, start=start, dtype=dtype)
+        say(f"timing {repeats} rounds at batch {batch_size} on {device}, {threads} threads")
+        result = time_artifact(
+            backbone, artifact, batch_size=batch_size, repeats=repeats, threads=threads, device=device, engines=engines, compiled=compiled, say=say
+        )
     if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps({k: v for k, v in result.items() if k != "text"}, indent=2) + "\n")
+        write_result(result, output)
     return result
 
 
-def export_for_timing(backbone: Backbone, block: int, out: Path, say: Callable[..., None]) -> Artifact:
-    """The image graph at t = 30, or the text graph at t = 0."""
+def write_result(result: Mapping[str, Any], output: Path) -> None:
+    """JSON, and a chart beside it."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps({k: v for k, v in result.items() if k != "text"}, indent=2) + "\n")
+    chart(result, output.with_suffix(".png"))
+
+
+def export_for_timing(backbone: Backbone, block: int, out: Path, say: Say, *, start: str = "pixels", dtype: str = "fp32") -> Artifact:
+    """The image graph at t = 30, from pixels or latents, or the text graph at t = 0."""
     if backbone.family == "dit":
-        options = ExportOptions(kind="image", blocks=(block,), timesteps=(30,), noising="random")
-        return export_dit(backbone.weights, backbone.vae, options, out, say=say, check_samples=2).artifact
-    options = ExportOptions(kind="text", blocks=(block,), timesteps=(0,), noising="mean")
+        kind = "image" if start == "pixels" else "from-latents"
+        options = ExportOptions(kind=kind, blocks=(block,), timesteps=(30,), noising="random", precision=dtype)
+        return export_dit(backbone.weights, backbone.vae if start == "pixels" else None, options, out, say=say, check_samples=2).artifact
+    options = ExportOptions(kind="text", blocks=(block,), timesteps=(0,), noising="mean", precision=dtype)
     assert backbone.tokenizer is not None
     return export_plaid(backbone.weights, backbone.tokenizer, options, out, say=say, check_samples=2).artifact
 
 
 def time_artifact(
-    backbone: Backbone, artifact: Artifact, *, batch_size: int, repeats: int, threads: int, torch_engine: bool = True
+    backbone: Backbone,
+    artifact: Artifact,
+    *,
+    batch_size: int,
+    repeats: int,
+    threads: int,
+    device: str = "cpu",
+    engines: tuple[str, ...] = (),
+    compiled: bool = False,
+    say: Say = lambda *_, **__: None,
 ) -> dict[str, Any]:
-    """Time an exported graph beside the eager, unfolded network on the same random inputs (never zeros)."""
+    """Time an exported graph beside the eager, unfolded network on the same random inputs (never zeros).
+
+    **Arguments:** `engines` ours to time, besides ONNX Runtime: of `int8`, `torch`, `trt`, `rtx`, and `naive` for the unfolded export; `compiled`
+    adds torch.compile, of the unfolded network and of ours.
+    """
     import torch
 
     torch.set_num_threads(threads)
-    feeds = random_feeds(artifact, batch_size)
-    candidates = eager_candidates(backbone, artifact, feeds)
+    feeds, precision = random_feeds(artifact, batch_size), artifact.recipe.precision
+    candidates = eager_candidates(backbone, artifact, feeds, device=device, precision=precision, compiled=compiled)
     with ExitStack() as stack:
-        if torch_engine:
-            folded = stack.enter_context(open_engine(artifact, "torch", threads=threads))
-            candidates[TORCH] = lambda: folded.run(feeds)
-        ort = stack.enter_context(open_engine(artifact, "ort", threads=threads))
-        candidates[ORT] = lambda: ort.run(feeds)
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        if "naive" in engines:
+            say("exporting the unfolded network")
+            candidates |= naive_candidate(backbone, artifact, feeds, folder, threads)
+        candidates |= ours(artifact, feeds, folder, stack, device=device, threads=threads, engines=engines, compiled=compiled, say=say)
         timings = compare(candidates, repeats)
-    return _result(artifact, timings, batch_size, threads)
+    rate = matrix_rate(threads, device, precision)
+    return _result(artifact, timings, batch_size, threads, device, rate)
+
+
+def ours(
+    artifact: Artifact,
+    feeds: dict[str, np.ndarray],
+    folder: Path,
+    stack: ExitStack,
+    *,
+    device: str,
+    threads: int,
+    engines: tuple[str, ...],
+    compiled: bool,
+    say: Say,
+) -> Candidates:
+    """Our engines over one artifact, opened in `stack`."""
+    found: Candidates = {}
+
+    def add(name: str, which: Artifact, engine: str, options: EngineOptions | None = None) -> None:
+        on = device if engine in ("ort", "torch") else "cuda"
+        opened = stack.enter_context(open_engine(which, engine, device=on, threads=threads, options=options, say=say))
+        found[name] = lambda: opened.run(feeds)
+
+    if "torch" in engines:
+        add(TORCH, artifact, "torch")
+        if compiled:
+            add(TORCH_COMPILED, artifact, "torch", EngineOptions(compile=True))
+    for engine in ("trt", "rtx"):
+        if engine in engines:
+            add(f"difffeat, {engine}", artifact, engine, EngineOptions(batch=len(next(iter(feeds.values()))), cuda_graphs=True))
+    if "int8" in engines:
+        say("quantising")
+        add(INT8, quantised_for_timing(artifact, feeds, folder / "int8"), "ort")
+    add(ORT, artifact, "ort")
+    return found
+
+
+def quantised_for_timing(artifact: Artifact, feeds: dict[str, np.ndarray], out: Path) -> Artifact:
+    """The int8 form of a graph, its scales measured on the inputs that it is timed with."""
+    from difffeat.engines.artifact import MODEL_FILE, RECIPE_FILE, TOKENIZER_FILE
+
+    out.mkdir()
+    recipe = replace(artifact.recipe, precision="int8", calibration="0" * 64)
+    nodes = [name for names in quantisable(artifact.graph).values() for name in names]
+    quantise_graph(artifact.graph, out / MODEL_FILE, [feeds], nodes, recipe)
+    (out / RECIPE_FILE).write_text(json.dumps(recipe.to_dict()))
+    if artifact.tokenizer is not None:
+        (out / TOKENIZER_FILE).write_bytes(artifact.tokenizer.read_bytes())
+    return Artifact.open(out)
 
 
 def random_feeds(artifact: Artifact, batch_size: int) -> dict[str, np.ndarray]:
     """Seeded random inputs for a graph."""
     rng = np.random.Generator(np.random.Philox(7))
-    with open_engine(artifact, "ort", threads=1) as engine:
-        specs = engine.inputs
+    specs, _ = read_specs(load_proto(artifact.graph))
     sizes = {"batch": batch_size, "length": CAPTION_LENGTH}
     feeds: dict[str, np.ndarray] = {}
     for name, spec in specs.items():
@@ -98,99 +183,37 @@ def random_feeds(artifact: Artifact, batch_size: int) -> dict[str, np.ndarray]:
     return feeds
 
 
-def eager_candidates(backbone: Backbone, artifact: Artifact, feeds: dict[str, np.ndarray]) -> dict[str, Callable[[], object]]:
-    """The unfolded network in eager torch: run to its end with a hook on the block, as is today's habit, and stopped after the block."""
-    return _eager_dit(backbone, artifact, feeds) if backbone.family == "dit" else _eager_plaid(backbone, artifact, feeds)
-
-
-def _eager_dit(backbone: Backbone, artifact: Artifact, feeds: dict[str, np.ndarray]) -> dict[str, Callable[[], object]]:
-    import torch
-
-    from difffeat.export.reference import unfolded_dit, unfolded_vae
-    from difffeat.export.schedule import dit_noise_level
-
-    model, vae = unfolded_dit(backbone.weights), unfolded_vae(backbone.vae)
-    level, block = dit_noise_level(artifact.recipe.timesteps[0]), artifact.recipe.blocks[0]
-    pixels, noise = torch.tensor(feeds["pixels"]), torch.tensor(feeds["noise"])
-    t, label = torch.full((len(pixels),), int(level.t)), torch.full((len(pixels),), artifact.recipe.label or 0)
-    scaling = backbone.vae.scaling_factor  # type: ignore[union-attr]
-
-    def noisy() -> Any:
-        x = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1.0
-        return level.alpha * scaling * vae.encode(x).latent_dist.mean + level.sigma * noise  # type: ignore[operator]
-
-    @torch.inference_mode()
-    def whole() -> Any:
-        kept: list[Any] = []
-        handle = model.blocks[block - 1].register_forward_hook(lambda _, __, out: kept.append(out.mean(1)))
-        try:
-            model(noisy(), t, label)
-        finally:
-            handle.remove()
-        return kept[0]
-
-    @torch.inference_mode()
-    def truncated() -> Any:
-        for index, x in zip(range(block + 1), model.residual_stream(noisy(), t, label), strict=False):
-            if index == block:
-                return x.mean(1)
-        return None
-
-    return {HOOK: whole, TRUNCATED: truncated}
-
-
-def _eager_plaid(backbone: Backbone, artifact: Artifact, feeds: dict[str, np.ndarray]) -> dict[str, Callable[[], object]]:
-    import torch
-
-    from difffeat.export.plaid import normalise_rows
-    from difffeat.export.reference import unfolded_plaid
-
-    model, block = unfolded_plaid(backbone.weights), artifact.recipe.blocks[0]
-    table = normalise_rows(backbone.weights.tensors["embedding_matrix.matrix"])
-    tokens, lengths = torch.tensor(feeds["tokens"]), torch.tensor(feeds["lengths"])
-    mask = torch.arange(tokens.shape[1])[None] < lengths[:, None]
-    gamma = torch.full((len(tokens),), -artifact.recipe.log_snr[0], dtype=torch.float64)
-    alpha = torch.sigmoid(-gamma[0]).sqrt().float()
-
-    @torch.inference_mode()
-    def whole() -> Any:
-        kept: list[Any] = []
-        handle = model.blocks[block - 1].register_forward_hook(lambda _, __, out: kept.append(out.mean(1)))
-        try:
-            model(alpha * table[tokens], gamma, table, mask)
-        finally:
-            handle.remove()
-        return kept[0]
-
-    @torch.inference_mode()
-    def truncated() -> Any:
-        for index, x in zip(range(block + 1), model.residual_stream(alpha * table[tokens], gamma, mask), strict=False):
-            if index == block:
-                return x.mean(1)
-        return None
-
-    return {HOOK: whole, TRUNCATED: truncated}
-
-
-def _result(artifact: Artifact, timings: list[Timing], batch_size: int, threads: int) -> dict[str, Any]:
+def _result(artifact: Artifact, timings: list[Timing], batch_size: int, threads: int, device: str, rate: float) -> dict[str, Any]:
     recipe = artifact.recipe
-    per = f"caption of {CAPTION_LENGTH} tokens" if recipe.family == "plaid" else "image"
-    title = (
-        f"{recipe.backbone}, block {recipe.blocks[0]}, t = {format_timestep(recipe.timesteps[0])}: seconds per {per}, batch {batch_size}, {threads} "
-        f"threads, "
-        f"median of {len(timings[0].seconds)} paired rounds"
+    flops = graph_cost(artifact.graph, length=CAPTION_LENGTH).total_flops
+    shares = {timing.name: flops * batch_size / timing.median / rate for timing in timings}
+    per = f"caption of {CAPTION_LENGTH} tokens" if recipe.family == "plaid" else f"image from {'pixels' if recipe.kind == 'image' else 'latents'}"
+    tap = f"block {recipe.blocks[0]}, t = {format_timestep(recipe.timesteps[0])}"
+    rounds = f"batch {batch_size}, {threads} threads, median of {len(timings[0].seconds)} paired rounds"
+    title = f"{recipe.backbone}, {tap}, {recipe.precision} on {device}: seconds per {per}, {rounds}"
+    note = (
+        f"  {flops / 1e9:.4g} GFLOP a sample in the truncated graph; matrix products here reach {rate / 1e9:.4g} GFLOP/s ({recipe.precision}); "
+        "share of that rate, counting the truncated graph's work only:"
     )
+    lines = [title, *table(timings, batch_size, ORT, "image" if recipe.family == "dit" else "caption"), note]
+    lines += [f"    {name:50} {share:6.1%}" for name, share in shares.items()]
     return {
         "benchmark": "throughput",
         "backbone": recipe.backbone,
+        "kind": recipe.kind,
+        "precision": recipe.precision,
         "blocks": list(recipe.blocks),
         "origin": recipe.origin,
         "fingerprint": recipe.fingerprint,
         "batch_size": batch_size,
         "threads": threads,
+        "device": device,
         "machine": machine(),
+        "flops_per_sample": flops,
+        "matrix_rate": rate,
+        "share_of_matrix_rate": shares,
         "seconds": {timing.name: list(timing.seconds) for timing in timings},
         "median_per_sample": {timing.name: timing.median / batch_size for timing in timings},
         "ours_is_faster_by": ratios(timings, ORT),
-        "text": "\n".join([title, *table(timings, batch_size, ORT, "image" if recipe.family == "dit" else "caption")]),
+        "text": "\n".join(lines),
     }

@@ -7,8 +7,12 @@ import platform
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+
+SETTLE = 0.1
 
 
 @dataclass(frozen=True)
@@ -31,10 +35,14 @@ class Timing:
 
 
 def compare(candidates: Mapping[str, Callable[[], object]], repeats: int, warmup: int = 1) -> list[Timing]:
-    """Time all candidates in `repeats` rounds after `warmup` untimed ones."""
+    """Time all candidates in `repeats` rounds after `warmup` untimed ones.
+
+    Between two candidates nothing runs for `SETTLE` seconds: threads of one runtime that still wait in a loop would slow the next.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for round_number in range(warmup + repeats):
         for name, run in candidates.items():
+            time.sleep(SETTLE)
             started = time.perf_counter()
             run()
             if round_number >= warmup:
@@ -57,12 +65,35 @@ def machine() -> dict[str, str]:
 def table(timings: list[Timing], per: int, ours: str, unit: str = "sample") -> list[str]:
     """Aligned text: seconds per sample, quartiles, how much faster ours is."""
     faster = ratios(timings, ours)
-    lines = [f"  {'':44} {f's/{unit}':>9}  {'quartiles':>17}  {'ours is':>8}"]
+    lines = [f"  {'':50} {f's/{unit}':>9}  {'quartiles':>17}  {'ours is':>8}"]
     for timing in timings:
         low, high = timing.spread
         gain = f"{faster[timing.name]:6.2f} x" if timing.name in faster else "-"
-        lines.append(f"  {timing.name:44} {timing.median / per:9.4f}  [{low / per:.4f}, {high / per:.4f}]  {gain:>8}")
+        lines.append(f"  {timing.name:50} {timing.median / per:9.4f}  [{low / per:.4f}, {high / per:.4f}]  {gain:>8}")
     return lines
+
+
+def chart(result: Mapping[str, Any], path: Path) -> Path | None:
+    """Bars of the median seconds per sample with quartiles, as PNG; None where matplotlib is not installed (extra `report`)."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return None
+    per, names = result.get("batch_size", 1), list(result["seconds"])
+    quartiles = np.array([np.percentile(result["seconds"][name], [25, 50, 75]) for name in names]) / per
+    figure = Figure(figsize=(8, 0.5 * len(names) + 1.2), layout="constrained")
+    axes = figure.subplots()
+    errors = np.stack([quartiles[:, 1] - quartiles[:, 0], quartiles[:, 2] - quartiles[:, 1]])
+    colours = ["#c45a00" if name.startswith("difffeat") else "#7f8c9b" for name in names]
+    axes.barh(range(len(names)), quartiles[:, 1], xerr=errors, color=colours, height=0.6)
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.set_xlabel("seconds per sample, median and quartiles")
+    axes.set_title(f"{result['benchmark']}: {result['backbone']}", fontsize=10)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    figure.savefig(path, dpi=130)
+    return path
 
 
 def _cpuinfo() -> list[str]:

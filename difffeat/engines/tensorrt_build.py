@@ -154,6 +154,14 @@ def read_plan(plan: Plan) -> bytes:
     return content
 
 
+def read_sidecar(path: Path) -> tuple[dict[str, Any] | None, str]:
+    """What a plan was built from, if it is whole and sealed by this user; else why it may not be loaded."""
+    stored, reason = _sealed(path.with_suffix(".json"))
+    if stored is not None and not _is_whole(path, stored):
+        return None, f"{path.name} is not the file that was sealed"
+    return stored, reason
+
+
 def import_builder(engine: str) -> Any:
     """The TensorRT package of an engine, or MissingExtra."""
     name, extra = PACKAGES[engine]

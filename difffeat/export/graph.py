@@ -9,7 +9,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -184,9 +184,7 @@ def _exported(spec: GraphSpec) -> Any:
     """torch.export and the conversion, quietly; what the exporter says is kept for the error message."""
     axes = {name: torch.export.Dim(name, max=65536) for per_input in spec.dynamic.values() for name in per_input.values()}
     shapes = {name: {axis: axes[label] for axis, label in spec.dynamic.get(name, {}).items()} for name in spec.feeds}
-    spoken = io.StringIO()
-    with warnings.catch_warnings(), contextlib.redirect_stdout(spoken), contextlib.redirect_stderr(spoken), _quiet_loggers(), torch.no_grad():
-        warnings.simplefilter("ignore")
+    with quietly() as spoken:
         program = torch.onnx.export(
             spec.module.eval(),
             args=(),
@@ -205,14 +203,17 @@ def _exported(spec: GraphSpec) -> Any:
 
 
 @contextlib.contextmanager
-def _quiet_loggers() -> Any:
-    """Onnxscript's optimiser reports every step; only errors are wanted."""
+def quietly() -> Iterator[io.StringIO]:
+    """Without gradients, and with what the exporter says kept for an error's message: it and onnxscript's optimiser report every step."""
     loggers = [logging.getLogger(name) for name in ("onnxscript", "torch.onnx", "onnx_ir")]
     levels = [logger.level for logger in loggers]
+    spoken = io.StringIO()
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings(), contextlib.redirect_stdout(spoken), contextlib.redirect_stderr(spoken), torch.no_grad():
+            warnings.simplefilter("ignore")
+            yield spoken
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

@@ -126,11 +126,11 @@ class Plaid(nn.Module):
         x = self.input_linear(z_BSE * torch.rsqrt(variance).to(z_BSE.dtype)[:, None, None])
         if selfcond_BSE is not None:
             x = x + self.selfcond_linear(4.0 * selfcond_BSE)
-        angles = gamma_B[:, None] * torch.tensor(gamma_frequencies(), device=z_BSE.device)[None, :]
+        angles = gamma_B[:, None] * torch.as_tensor(gamma_frequencies(), device=z_BSE.device)[None, :]
         embedding = torch.cat([angles.sin(), angles.cos()], dim=-1).to(z_BSE.dtype)
         x = x + self.gamma_linear(embedding)[:, None, :]
         yield x
-        cos, sin = (torch.tensor(table, device=x.device, dtype=x.dtype) for table in rotary_tables(x.shape[1]))
+        cos, sin = (torch.as_tensor(table, device=x.device, dtype=x.dtype) for table in rotary_tables(x.shape[1]))
         mask = None if mask_BS is None else mask_BS[:, None, None, :]
         for block in self.blocks:
             x = block(x, cos, sin, mask)

@@ -8,7 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from difffeat.benchmarks.throughput import HOOK, ORT, TORCH, TRUNCATED, eager_candidates, random_feeds, run_throughput
+from difffeat.benchmarks.baselines import CHANNELS_LAST, COMPILED, HOOK, NAIVE, TRUNCATED, eager_candidates, naive_candidate
+from difffeat.benchmarks.ceiling import matrix_rate
+from difffeat.benchmarks.grid import BOUND, GRID, run_grid
+from difffeat.benchmarks.text import BUCKETED, PADDED, run_text
+from difffeat.benchmarks.text import INT8 as TEXT_INT8
+from difffeat.benchmarks.throughput import INT8, ORT, TORCH, random_feeds, run_throughput
 from difffeat.benchmarks.timing import Timing, compare, ratios, table
 from difffeat.engines import open_engine
 from difffeat.engines.parity import compare as parity
@@ -37,19 +42,51 @@ def test_the_table_states_seconds_per_sample() -> None:
     assert lines[2].rstrip().endswith("-")
 
 
-@pytest.mark.parametrize("model", ["dit-digits", "plaid-digits"])
-def test_throughput_compares_four_ways_at_equal_threads(model: str, tmp_path: Path) -> None:
+def quiet(*_: object, **__: object) -> None:
+    """Says nothing."""
+
+
+@pytest.mark.parametrize(("model", "start"), [("dit-digits", "pixels"), ("dit-digits", "latents"), ("plaid-digits", "pixels")])
+def test_throughput_compares_side_by_side_at_equal_threads(model: str, start: str, tmp_path: Path) -> None:
     said: list[str] = []
     file = tmp_path / "results" / "throughput.json"
-    result = run_throughput(model, None, vae=None, block=1, batch_size=2, repeats=2, threads=1, output=file, say=lambda text, **_: said.append(text))
-    assert set(result["seconds"]) == {HOOK, TRUNCATED, TORCH, ORT}
+    result = run_throughput(
+        model, None, vae=None, block=1, start=start, batch_size=2, repeats=2, threads=1, engines=("torch", "int8", "naive"), output=file,
+        say=lambda text, **_: said.append(text),
+    )  # fmt: skip
+    wanted = {HOOK, TRUNCATED, TORCH, ORT, INT8} | ({NAIVE} if model == "dit-digits" else set())
+    assert set(result["seconds"]) == wanted | ({CHANNELS_LAST} if model == "dit-digits" and start == "pixels" else set())
     assert all(len(seconds) == 2 for seconds in result["seconds"].values())
     for name, faster in result["ours_is_faster_by"].items():
         assert faster == pytest.approx(np.median(np.array(result["seconds"][name]) / np.array(result["seconds"][ORT])))
+    for name, share in result["share_of_matrix_rate"].items():
+        assert share == pytest.approx(result["flops_per_sample"] * 2 / np.median(result["seconds"][name]) / result["matrix_rate"])
     assert (result["threads"], result["batch_size"], result["blocks"]) == (1, 2, [1])
-    stored = json.loads(file.read_text())
-    assert stored["seconds"] == result["seconds"]
+    assert json.loads(file.read_text())["seconds"] == result["seconds"]
+    assert file.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     assert any("1 threads" in line for line in said)
+
+
+def test_the_grid_is_held_against_its_bound(tmp_path: Path) -> None:
+    result = run_grid("dit-digits", None, vae=None, blocks=2, batch_size=2, repeats=2, threads=1, output=tmp_path / "grid.json", say=quiet)
+    assert set(result["seconds"]) == {GRID, BOUND}
+    assert result["cost_over_bound"] == pytest.approx(np.median(np.array(result["seconds"][GRID]) / np.array(result["seconds"][BOUND])))
+    assert "12 timesteps × 2 blocks = 24 taps" in result["text"]
+
+
+def test_captions_go_in_buckets_and_padded(tmp_path: Path) -> None:
+    file = tmp_path / "text.json"
+    result = run_text(
+        "plaid-digits", None, tokenizer=None, block=1, captions=9, batch_size=4, repeats=2, threads=1, int8=True, output=file, say=quiet
+    )
+    assert {PADDED, BUCKETED, TEXT_INT8, f"{HOOK}, padded", f"{TRUNCATED}, padded"} == set(result["seconds"])
+    assert result["length_percentiles"]["100"] == 64
+    assert result["length_percentiles"]["0"] >= 10
+    assert json.loads(file.read_text())["captions"] == 9
+
+
+def test_the_matrix_rate_is_that_of_a_product() -> None:
+    assert 1e8 < matrix_rate(1) < 1e14
 
 
 @pytest.mark.parametrize("name", ["image", "text"])
@@ -65,5 +102,7 @@ def test_the_eager_candidates_compute_the_same_features_as_ours(name: str, tmp_p
         feeds["tokens"], feeds["lengths"] = feeds["tokens"][:, :20], np.full(3, 20)
     with open_engine(artifact, "ort", threads=1) as engine:
         ours = engine.run(feeds)["b2"]
-    for candidate in eager_candidates(backbone, artifact, feeds).values():
+    candidates = eager_candidates(backbone, artifact, feeds, compiled=True) | naive_candidate(backbone, artifact, feeds, tmp_path, 1)
+    assert {HOOK, TRUNCATED, COMPILED} <= set(candidates)
+    for candidate in candidates.values():
         assert parity(np.asarray(candidate()), ours).within(1e-5)

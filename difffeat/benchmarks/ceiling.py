@@ -1,0 +1,42 @@
+"""The machine's measured matrix rate: what every share of it is a share of."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+
+REPEATS = 7
+SIZES = {"cpu": (1024, 2048), "cuda": (4096, 8192)}
+
+
+def matrix_rate(threads: int, device: str = "cpu", precision: str = "fp32") -> float:
+    """Best rate of square matrix products in torch, in FLOP/s: median of `REPEATS` for each size, the larger of the two.
+
+    **Arguments:** `device` `cpu` or `cuda[:n]`; `precision` `fp32`, `fp16` or `bf16`. TF32 is off.
+    """
+    import torch
+
+    torch.set_num_threads(threads)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+    return max(_rate(torch, size, device, dtype) for size in SIZES[device.partition(":")[0]])
+
+
+def _rate(torch: Any, size: int, device: str, dtype: Any) -> float:
+    generator = torch.Generator(device=device).manual_seed(0)
+    a, b = (torch.randn(size, size, generator=generator, device=device).to(dtype) for _ in range(2))  # zeros would run faster than work does
+    seconds = []
+    for _ in range(REPEATS + 2):
+        _wait(torch, device)
+        started = time.perf_counter()
+        torch.matmul(a, b)
+        _wait(torch, device)
+        seconds.append(time.perf_counter() - started)
+    return 2 * size**3 / float(np.median(seconds[2:]))
+
+
+def _wait(torch: Any, device: str) -> None:
+    if device != "cpu":
+        torch.cuda.synchronize(device)
