@@ -6,10 +6,11 @@ Tests replace the object to count operations, to fail at the k-th, or to kill th
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
-import shutil
+import secrets
 import socket
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from difffeat.errors import StoreLocked
 
 TEMPORARY = ".tmp"
 LOCK = "lock"
+_ATTEMPTS = 8
 
 
 @dataclass(frozen=True)
@@ -66,17 +68,39 @@ class Files:
         """Replace `target` by `source` in one step."""
         os.replace(source, target)
 
+    def link(self, source: Path, target: Path) -> None:
+        """A second name for a file. Raises FileExistsError where the name is taken, in one step with taking it."""
+        os.link(source, target)
+
     def remove(self, path: Path) -> None:
         """Delete a file."""
         path.unlink()
 
+    def make_one_folder(self, path: Path) -> None:
+        """A folder in one that is there."""
+        path.mkdir(exist_ok=True)
+
+    def remove_one_folder(self, path: Path) -> None:
+        """Delete an empty folder."""
+        path.rmdir()
+
     def make_folder(self, path: Path) -> None:
-        """A folder and its parents."""
-        path.mkdir(parents=True, exist_ok=True)
+        """A folder and its parents, their names flushed to the disk: a power cut must not lose the way to what is written in it later."""
+        missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+        for folder in reversed(missing):
+            self.make_one_folder(folder)
+            self.fsync(folder.parent)
+        if not path.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
 
     def remove_tree(self, path: Path) -> None:
         """Delete a folder and all in it."""
-        shutil.rmtree(path)
+        for entry in sorted(path.iterdir()):
+            if entry.is_dir() and not entry.is_symlink():
+                self.remove_tree(entry)
+            else:
+                self.remove(entry)
+        self.remove_one_folder(path)
 
     def commit(self, path: Path, chunks: Iterable[bytes | memoryview], size: int) -> Written:
         """Write a file so that it is either whole or not there, whatever happens.
@@ -110,8 +134,6 @@ class _Unsupported(OSError):
 
 
 def _fallocate(descriptor: int, size: int) -> None:
-    import errno
-
     try:
         os.posix_fallocate(descriptor, 0, size)
     except OSError as error:
@@ -121,10 +143,11 @@ def _fallocate(descriptor: int, size: int) -> None:
 
 
 def sweep_temporaries(folder: Path, files: Files) -> int:
-    """Remove what a killed run left half-written; how many files it was."""
+    """Remove what a killed run left half-written; how many files it was. A process that waits for the lock may take its own away meanwhile."""
     orphans = sorted(folder.rglob(f"*{TEMPORARY}"))
     for path in orphans:
-        files.remove(path)
+        with contextlib.suppress(FileNotFoundError):
+            files.remove(path)
     return len(orphans)
 
 
@@ -146,58 +169,123 @@ class _Owner:
     def current(cls) -> _Owner:
         return cls(socket.gethostname(), _boot_id(), os.getpid(), _process_start(os.getpid()))
 
+    def elsewhere(self) -> bool:
+        """Whether the owner is of another host, of which nothing can be known."""
+        return self.host != socket.gethostname()
+
     def alive(self) -> bool:
-        """Whether the owner may still be running. Of another host we cannot know, so it counts as alive."""
-        mine = _Owner.current()
-        if self.host != mine.host:
-            return True
-        return self.boot == mine.boot and _process_start(self.pid) == self.started != ""
+        """Whether the owner, of this host, may still be running."""
+        return self.boot == _boot_id() and _process_start(self.pid) == self.started != ""
 
 
 class Lock:
-    """One writer at a time: a lock file naming host, boot and process. A lock whose owner is gone is taken over.
+    """One writer at a time: a lock file naming host, boot and process, on which the writer holds the kernel's own lock.
+
+    That one goes with the process, however it ends, so a file that nobody holds is stale and is taken over. Where the file system has none, the
+    process that the file names decides. A file of another host is never taken over.
 
     Raises StoreLocked naming the owner.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / LOCK
+    def __init__(self, folder: Path, files: Files | None = None) -> None:
+        self.path, self._files = folder / LOCK, files or Files()
+        self._descriptor: int | None = None
 
     def __enter__(self) -> Self:
-        for _ in range(3):
-            if self._try_create():
-                return self
-            owner = self._read_owner()
-            if owner is not None and owner.alive():
-                raise StoreLocked(
-                    f"{self.path.parent} is being written by process {owner.pid} on {owner.host}. Wait for it, or if that machine is gone, delete "
-                    f"{self.path}."
-                )
-            with contextlib.suppress(FileNotFoundError):
-                self.path.unlink()
-        raise StoreLocked(f"{self.path} keeps coming back: another process starts on the same store. Run one at a time.")
+        try:
+            self._take()
+        except BaseException:
+            self._let_go()
+            raise
+        return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            self.path.unlink()
+        try:
+            self._files.remove(self.path)
+        except FileNotFoundError:
+            return
+        except OSError:
+            if error is None:  # else what went wrong first says more; a lock that stays is stale, for nobody holds it
+                raise
+        finally:
+            self._let_go()
+
+    def _take(self) -> None:
+        for _ in range(_ATTEMPTS):
+            if self._try_create():
+                return
+            owner = self._owner()
+            if not self._remove_stale():
+                who = "another process" if owner is None else f"process {owner.pid} on {owner.host}"
+                raise StoreLocked(f"{self.path.parent} is being written by {who}. Wait for it, or if that machine is gone, delete {self.path}.")
+        raise StoreLocked(f"{self.path} keeps coming back: another process starts on the same store. Run one at a time.")
+
+    def _let_go(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
 
     def _try_create(self) -> bool:
-        """Create the lock with its content in one step: written aside, then linked, which fails when it exists."""
-        aside = self.path.with_name(f"{LOCK}.{os.getpid()}{TEMPORARY}")
-        aside.write_text(json.dumps(vars(_Owner.current())))
+        """Create the file with its content, and held, in one step: written aside, then linked, which fails when it exists."""
+        aside = self.path.with_name(f"{LOCK}.{secrets.token_hex(8)}{TEMPORARY}")
         try:
-            os.link(aside, self.path)
-        except FileExistsError:
+            self._descriptor = self._files.create(aside)
+            _flock(self._descriptor)
+            self._files.write(self._descriptor, json.dumps(vars(_Owner.current())).encode())
+            self._files.link(aside, self.path)
+        except (FileExistsError, FileNotFoundError):  # the latter: who holds the lock swept our file as an orphan
+            self._let_go()
             return False
         finally:
-            aside.unlink()
+            with contextlib.suppress(FileNotFoundError):
+                self._files.remove(aside)
         return True
 
-    def _read_owner(self) -> _Owner | None:
+    def _remove_stale(self) -> bool:
+        """Delete the file if its owner is gone; whether it is out of the way. The kernel's lock on that very file, and the second look under it, keep
+        the slower of two processes that both found it stale from deleting the one that the faster has made since.
+        """
         try:
-            return _Owner(**json.loads(self.path.read_text()))
-        except (OSError, ValueError, TypeError):
+            with self.path.open("rb") as file:
+                free = _flock(file.fileno())
+                owner = _parse_owner(file.read())
+                if free is False or (owner is not None and (owner.elsewhere() or (free is None and owner.alive()))):
+                    return False
+                if os.path.samestat(os.fstat(file.fileno()), self.path.stat()):
+                    self._files.remove(self.path)
+        except FileNotFoundError:
+            pass
+        return True
+
+    def _owner(self) -> _Owner | None:
+        try:
+            return _parse_owner(self.path.read_bytes())
+        except OSError:
             return None
+
+
+def _parse_owner(text: bytes) -> _Owner | None:
+    """None for anything that no lock of ours holds, as a power cut may leave it."""
+    try:
+        data = json.loads(text)
+        return _Owner(host=str(data["host"]), boot=str(data["boot"]), pid=int(data["pid"]), started=str(data["started"]))
+    except (ValueError, TypeError, KeyError, RecursionError, OverflowError):
+        return None
+
+
+def _flock(descriptor: int) -> bool | None:
+    """Try for the kernel's exclusive lock on an open file, kept until it is closed: whether it was free; None where there is no such lock (Windows,
+    some network file systems).
+    """
+    try:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):
+        return None
+    return True
 
 
 def _boot_id() -> str:

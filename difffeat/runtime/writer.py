@@ -60,7 +60,7 @@ class StoreWriter:
     def __init__(self, path: Path, manifest: Manifest, columns: Columns, *, overwrite: bool = False, files: Files | None = None) -> None:
         self.path, self.manifest, self._columns, self._overwrite = path, manifest, columns, overwrite
         self._files = files or Files()
-        self._lock = Lock(path)
+        self._lock = Lock(path, self._files)
         self._manifest_digest = manifest.digest
 
     def __enter__(self) -> Self:
@@ -71,13 +71,14 @@ class StoreWriter:
         try:
             with _writing(self.path):
                 self._begin()
-        except BaseException:
-            self._lock.__exit__(None, None, None)
+        except BaseException as error:
+            self._lock.__exit__(type(error), error, None)
             raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._lock.__exit__(kind, error, trace)
+        with _writing(self.path):
+            self._lock.__exit__(kind, error, trace)
 
     def _begin(self) -> None:
         if self._overwrite:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -58,6 +59,32 @@ class FakeEngine(Submitting):
         shift = feeds["noise"].reshape(len(colour), -1)[:, :3]
         with np.errstate(invalid="ignore"):
             return {f"b{block}": np.float32(self._scale) * (block * colour + shift) for block in RECIPE.blocks}
+
+
+TEXT_RECIPE = replace(
+    RECIPE, family="plaid", architecture={"max_length": 32, "vocab": 64}, weights={"backbone": "0" * 64, "tokenizer": "0" * 64}, kind="text"
+)
+
+
+class FakeTextEngine(FakeEngine):
+    """Features that show tokens and noise of their own row, and nothing of the padding."""
+
+    recipe = TEXT_RECIPE
+
+    def __init__(self, before: Callable[[int], Any] | None = None, scale: float = 1.0) -> None:
+        super().__init__(before, scale)
+        tokens, lengths = TensorSpec("tokens", "int64", ("batch", "length")), TensorSpec("lengths", "int64", ("batch",))
+        self.inputs = {"tokens": tokens, "lengths": lengths, "noise": TensorSpec("noise", "float32", ("batch", "length", 3))}
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        check_feeds(self.inputs, feeds)
+        if self._before is not None:
+            self._before(self.runs)
+        self.runs += 1
+        tokens, lengths = feeds["tokens"], feeds["lengths"]
+        own = (np.arange(tokens.shape[1]) < lengths[:, None]).astype(np.float32)
+        value = ((tokens[:, :, None] / np.float32(8) + feeds["noise"]) * own[:, :, None]).sum(axis=1, dtype=np.float32) / lengths[:, None]
+        return {f"b{block}": np.float32(self._scale * block) * value.astype(np.float32) for block in RECIPE.blocks}
 
 
 def picture(index: int, side: int = 16) -> Image.Image:
@@ -121,10 +148,14 @@ class CountedFiles(Files):
         self._next("remove")
         super().remove(path)
 
-    def make_folder(self, path: Path) -> None:
-        self._next("make_folder")
-        super().make_folder(path)
+    def link(self, source: Path, target: Path) -> None:
+        self._next("link")
+        super().link(source, target)
 
-    def remove_tree(self, path: Path) -> None:
-        self._next("remove_tree")
-        super().remove_tree(path)
+    def make_one_folder(self, path: Path) -> None:
+        self._next("make_one_folder")
+        super().make_one_folder(path)
+
+    def remove_one_folder(self, path: Path) -> None:
+        self._next("remove_one_folder")
+        super().remove_one_folder(path)

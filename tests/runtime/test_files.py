@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -100,6 +101,41 @@ def test_orphans_are_swept_and_nothing_else(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file()) == ["b.safetensors", "keep.json"]
 
 
+def test_an_orphan_that_goes_by_itself_is_no_error(tmp_path: Path) -> None:
+    (tmp_path / "a.tmp").touch()
+    other = CountedFiles(lambda _, name: (tmp_path / "a.tmp").unlink() if name == "remove" else None)
+    assert sweep_temporaries(tmp_path, other) == 1
+
+
+def test_new_folders_are_flushed_from_the_top_down(tmp_path: Path) -> None:
+    class Watched(Files):
+        flushed: ClassVar[list[Path]] = []
+
+        def fsync(self, path: Path) -> None:
+            self.flushed.append(path)
+
+    files = Watched()
+    files.make_folder(tmp_path / "a" / "b")
+    assert files.flushed == [tmp_path, tmp_path / "a"]
+    files.make_folder(tmp_path / "a" / "b")
+    assert len(files.flushed) == 2
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError):
+        files.make_folder(tmp_path / "file")
+
+
+def test_a_tree_is_removed_operation_by_operation_and_links_are_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "keep").mkdir()
+    (tmp_path / "keep" / "file").touch()
+    (tmp_path / "tree" / "inner").mkdir(parents=True)
+    (tmp_path / "tree" / "inner" / "file").touch()
+    (tmp_path / "tree" / "link").symlink_to(tmp_path / "keep")
+    order: list[str] = []
+    CountedFiles(lambda _, name: order.append(name)).remove_tree(tmp_path / "tree")
+    assert order == ["remove", "remove_one_folder", "remove", "remove_one_folder"]
+    assert [path.name for path in tmp_path.rglob("*")] == ["keep", "file"]
+
+
 HOLD = """
 import sys, time
 from pathlib import Path
@@ -140,7 +176,7 @@ def test_the_lock_of_a_killed_process_is_taken_over(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("change", [{"boot": "another boot"}, {"started": "1"}, {"pid": 2**22 + 5}])
+@pytest.mark.parametrize("change", [{"pid": "x"}, {"boot": "another boot"}, {"started": "1"}, {"pid": 2**22 + 5}])
 def test_a_lock_from_before_is_taken_over(change: dict[str, object], tmp_path: Path) -> None:
     with Lock(tmp_path):
         owner = json.loads((tmp_path / "lock").read_text())
@@ -148,6 +184,95 @@ def test_a_lock_from_before_is_taken_over(change: dict[str, object], tmp_path: P
     with Lock(tmp_path):
         pass
     assert not (tmp_path / "lock").exists()
+
+
+def stale(folder: Path) -> None:
+    """The lock of a process that is gone."""
+    with Lock(folder):
+        owner = json.loads((folder / "lock").read_text())
+    (folder / "lock").write_text(json.dumps({**owner, "started": "1"}))
+
+
+def test_of_two_that_find_a_stale_lock_the_slower_leaves_the_fasters_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stale(tmp_path)
+    parse, fast, calls = module._parse_owner, Lock(tmp_path), []
+
+    def overtaken(text: bytes) -> object:
+        calls.append(text)
+        if len(calls) == 1:
+            fast.__enter__()
+        return parse(text)
+
+    monkeypatch.setattr(module, "_parse_owner", overtaken)
+    with pytest.raises(StoreLocked, match=f"is being written by process {os.getpid()}"), Lock(tmp_path):
+        pass
+    assert json.loads((tmp_path / "lock").read_text())["pid"] == os.getpid()
+    fast.__exit__(None, None, None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_who_waits_for_the_lock_may_lose_its_draft_to_the_sweep_of_who_holds_it(tmp_path: Path) -> None:
+    swept: list[int] = []
+
+    def sweep(_: int, name: str) -> None:
+        if name == "link" and not swept:
+            swept.append(sweep_temporaries(tmp_path, Files()))
+
+    with Lock(tmp_path, CountedFiles(sweep)):
+        assert swept == [1]
+        assert (tmp_path / "lock").exists()
+
+
+def test_a_lock_that_cannot_be_removed_does_not_hide_what_went_wrong_and_is_stale(tmp_path: Path) -> None:
+    armed = False
+
+    def refuse(_: int, name: str) -> None:
+        if name == "remove" and armed:
+            raise OSError(errno.EIO, "refused")
+
+    lock = Lock(tmp_path, CountedFiles(refuse)).__enter__()
+    armed = True
+    lock.__exit__(RuntimeError, RuntimeError("work"), None)
+    assert (tmp_path / "lock").exists()
+    armed = False
+    with Lock(tmp_path, CountedFiles(refuse)) as again:
+        armed = True
+        with pytest.raises(OSError, match="refused"):
+            again.__exit__(None, None, None)
+        armed = False
+
+
+@pytest.mark.parametrize("operation", range(5))
+def test_whatever_stops_the_locking_the_next_one_gets_it(operation: int, tmp_path: Path) -> None:
+    def stop(number: int, _: str) -> None:
+        if number >= operation:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), Lock(tmp_path, CountedFiles(stop)):
+        pass
+    with Lock(tmp_path):
+        assert json.loads((tmp_path / "lock").read_text())["pid"] == os.getpid()
+
+
+def test_two_threads_of_one_process_exclude_each_other(tmp_path: Path) -> None:
+    with Lock(tmp_path), pytest.raises(StoreLocked, match=f"is being written by process {os.getpid()} on"), Lock(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize(("started", "free"), [("1", True), ("", True), (None, False)])
+def test_without_the_kernels_locks_the_process_that_is_named_decides(
+    started: str | None, free: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_flock", lambda _: None)
+    with Lock(tmp_path):
+        owner = json.loads((tmp_path / "lock").read_text())
+    (tmp_path / "lock").write_text(json.dumps(owner if started is None else {**owner, "started": started}))
+    if free:
+        with Lock(tmp_path):
+            pass
+    else:
+        with pytest.raises(StoreLocked, match=f"is being written by process {os.getpid()}"), Lock(tmp_path):
+            pass
 
 
 def test_a_lock_of_another_host_is_never_taken_over(tmp_path: Path) -> None:
