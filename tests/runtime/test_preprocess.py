@@ -137,10 +137,11 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(size: tuple[int, i
 
 def test_odd_metadata_and_large_images_do_not_warn() -> None:
     with quiet_pillow():
-        with pytest.raises(ImageTooLarge):
-            decode(bomb(15_000, 12_000), 32, "center")
+        for size in ((15_000, 12_000), (9_460, 9_460)):  # Pillow refuses the first, and would only warn of the second
+            with pytest.raises(ImageTooLarge):
+                decode(bomb(*size), 32, "center")
         with pytest.raises(DecodeError):
-            decode(bomb(9_500, 9_500), 32, "center")
+            decode(bomb(9_400, 9_400), 32, "center")
 
 
 def test_the_limit_is_stated(monkeypatch: pytest.MonkeyPatch) -> None:
