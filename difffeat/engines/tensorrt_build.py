@@ -221,9 +221,10 @@ def _sealed(beside: Path) -> tuple[dict[str, Any] | None, str]:
     try:
         stored = json.loads(beside.read_bytes())
         mark = stored.pop("seal", None)
-    except (OSError, ValueError, AttributeError, RecursionError):
+        sealed = is_sealed(stored, mark)
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
         return None, f"{beside.name} is damaged"
-    if not isinstance(stored, dict) or not is_sealed(stored, mark):
+    if not sealed:
         return None, f"{beside.with_suffix('.plan').name} does not carry this user's seal"
     return stored, ""
 

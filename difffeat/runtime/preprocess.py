@@ -82,18 +82,37 @@ def _check_size(image: Any) -> None:
 
 def to_rgb(image: Any) -> Any:
     """A decoded PIL image as RGB, upright. Raises DecodeError for colour spaces that have no faithful conversion."""
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     mode = image.mode
     refused = _REFUSED_MODES.get("I" if mode.startswith("I") else mode)
     if refused is not None:
         raise DecodeError(f"the image has mode {mode}: {refused}.")
-    if image.getexif().get(_ORIENTATION, 1) != 1:
-        image = ImageOps.exif_transpose(image)
+    image = _upright(image)
     if mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, (255, 255, 255, 255)), rgba).convert("RGB")
     return image.convert("RGB")
+
+
+def _upright(image: Any) -> Any:
+    """Turned as its EXIF says. What cannot be read there says nothing, as in every viewer: only pixels count."""
+    from PIL.Image import Transpose
+
+    try:
+        orientation = image.getexif().get(_ORIENTATION)
+    except Exception:  # Pillow's EXIF parser lets through whatever hostile bytes lead it to: SyntaxError, struct.error, TypeError, KeyError ...
+        orientation = None
+    turns = {
+        2: Transpose.FLIP_LEFT_RIGHT,
+        3: Transpose.ROTATE_180,
+        4: Transpose.FLIP_TOP_BOTTOM,
+        5: Transpose.TRANSPOSE,
+        6: Transpose.ROTATE_270,
+        7: Transpose.TRANSVERSE,
+        8: Transpose.ROTATE_90,
+    }
+    return image.transpose(turns[orientation]) if isinstance(orientation, int) and orientation in turns else image
 
 
 def preprocess(image: Any, size: int, preprocessing: str) -> np.ndarray:

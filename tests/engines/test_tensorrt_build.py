@@ -83,6 +83,8 @@ SPOILED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a seal that is no text": (lambda f: alter(only(f, ".json"), seal=[1]), "does not carry this user's seal"),
     "no sidecar": (lambda f: only(f, ".json").unlink(), "none of the 1 plans there is for this graph, builder, profile and device"),
     "garbage for a sidecar": (lambda f: only(f, ".json").write_bytes(b"\xff["), "is damaged"),
+    "a list for a sidecar": (lambda f: only(f, ".json").write_text("[1]"), "is damaged"),
+    "a sidecar that is not JSON's own": (lambda f: alter(only(f, ".json"), bytes=float("nan")), "is damaged"),
     "another user's key": (lambda f: key_path().unlink(), "does not carry this user's seal"),
 }
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from difffeat.errors import DecodeError, ImageTooLarge, SampleError
 from difffeat.runtime import preprocess as module
@@ -79,12 +79,21 @@ def test_a_transparent_palette_colour_is_laid_on_white() -> None:
     assert (decode(saved(image, transparency=0), 32, "center") == 255).all()
 
 
-def test_orientation_is_applied() -> None:
+@pytest.mark.parametrize("orientation", range(0, 10))
+def test_orientation_is_applied_as_pillow_does(orientation: int) -> None:
     image = smooth(32, 32)
     exif = Image.Exif()
-    exif[0x0112] = 6  # turned by 90 degrees
-    pixels = decode(saved(image, "PNG", exif=exif.tobytes()), 32, "center")
-    np.testing.assert_array_equal(pixels, np.array(image.transpose(Image.Transpose.ROTATE_270)))
+    exif[0x0112] = orientation
+    data = saved(image, "PNG", exif=exif.tobytes())
+    with Image.open(io.BytesIO(data)) as opened:
+        np.testing.assert_array_equal(decode(data, 32, "center"), np.array(ImageOps.exif_transpose(opened)))
+
+
+@pytest.mark.parametrize("exif", [b"Exif\0\0MM\0*garbage", b"Dxif\0\0MM", b"Exif\0\0II*\0\xff\xff\xff\xff"])
+def test_metadata_that_cannot_be_read_say_nothing(exif: bytes) -> None:
+    image = smooth(32, 32)
+    with quiet_pillow():
+        np.testing.assert_array_equal(decode(saved(image, "PNG", exif=exif), 32, "center"), np.array(image))
 
 
 def test_of_an_animation_the_first_frame_is_taken() -> None:
