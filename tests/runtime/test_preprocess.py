@@ -79,7 +79,7 @@ def test_a_transparent_palette_colour_is_laid_on_white() -> None:
     assert (decode(saved(image, transparency=0), 32, "center") == 255).all()
 
 
-@pytest.mark.parametrize("orientation", range(0, 10))
+@pytest.mark.parametrize("orientation", range(10))
 def test_orientation_is_applied_as_pillow_does(orientation: int) -> None:
     image = smooth(32, 32)
     exif = Image.Exif()
