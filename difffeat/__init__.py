@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from difffeat.runtime.extract import extract
     from difffeat.runtime.extractor import Extractor
     from difffeat.runtime.sources import open_source
+    from difffeat.runtime.sources_options import SourceOptions
     from difffeat.runtime.store import Store
 
 __version__ = "0.1.0"
@@ -30,6 +31,7 @@ __all__ = [
     "Recipe",
     "RidgeProbe",
     "RunRecipe",
+    "SourceOptions",
     "Store",
     "extract",
     "open_engine",
@@ -45,6 +47,7 @@ _HOMES = {
     "Recipe": "difffeat.recipe",
     "RidgeProbe": "difffeat.probe.ridge",
     "RunRecipe": "difffeat.recipe",
+    "SourceOptions": "difffeat.runtime.sources_options",
     "Store": "difffeat.runtime.store",
     "extract": "difffeat.runtime.extract",
     "open_engine": "difffeat.engines",

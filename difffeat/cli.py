@@ -13,7 +13,9 @@ from typing import Annotated, Any
 
 import typer
 
+from difffeat.cli_source import with_source_options
 from difffeat.errors import ConfigError, DifffeatError
+from difffeat.runtime.sources_options import SourceOptions
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, help="Features from diffusion transformers."
@@ -30,8 +32,6 @@ Threads = Annotated[int | None, typer.Option(help="Threads of the engine; defaul
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 Preprocess = Annotated[str, typer.Option(help="center (crop) or squash (keeps what lies at the edges).")]
 CaptionProtocol = Annotated[str, typer.Option(help="joined (all captions of a sample) or first.")]
-Images = Annotated[Path | None, typer.Option(help="COCO: folder of the images.")]
-CocoCaptions = Annotated[Path | None, typer.Option(help="COCO: captions JSON beside the instances JSON given as SOURCE.")]
 BenchModel = Annotated[str, typer.Option("-m", "--model", help="As for export.")]
 BenchWeights = Annotated[str | None, typer.Option(help="As for export; random for timing.")]
 BenchBatch = Annotated[int, typer.Option(help="Samples in a batch.")]
@@ -114,6 +114,7 @@ def build(
 
 
 @app.command()
+@with_source_options
 def quantize(
     artifact: Annotated[Path, typer.Argument(help="fp32 artifact.")],
     source: Annotated[str, typer.Argument(help="Samples to calibrate on, as for extract.")],
@@ -122,12 +123,12 @@ def quantize(
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
     preprocess: Preprocess = "center",
     captions: CaptionProtocol = "joined",
-    images: Images = None,
-    coco_captions: CocoCaptions = None,
     threads: Threads = None,
     output: Output = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
+    *,
+    source_options: SourceOptions,
 ) -> None:
     """Make the int8 form of an fp32 artifact for ONNX Runtime on CPUs, calibrated on real samples."""
     from difffeat.recipe import RunRecipe
@@ -135,13 +136,14 @@ def quantize(
 
     run = RunRecipe(seed=seed, preprocessing=preprocess, captions=captions)
     result = run_quantize(
-        artifact, source, output=output, samples=samples, parts=parts, run=run, images=images, coco_captions=coco_captions, threads=threads,
+        artifact, source, output=output, samples=samples, parts=parts, run=run, source_options=source_options, threads=threads,
         overwrite=overwrite, say=_say(as_json),
     )  # fmt: skip
     _emit(result, as_json)
 
 
 @app.command()
+@with_source_options
 def verify(
     artifact: Annotated[Path, typer.Argument(help="Artifact to verify.")],
     source: Annotated[str, typer.Argument(help="Real samples, as for extract.")],
@@ -156,9 +158,9 @@ def verify(
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
     preprocess: Preprocess = "center",
     captions: CaptionProtocol = "joined",
-    images: Images = None,
-    coco_captions: CocoCaptions = None,
     as_json: Json = False,
+    *,
+    source_options: SourceOptions,
 ) -> None:
     """Hold an engine's features of real samples against fp32, tap by tap; beyond tolerance the exit code is 1."""
     from difffeat.engines import EngineOptions
@@ -169,7 +171,7 @@ def verify(
     result = run_verify(
         artifact, source, reference=reference, engine=engine, device=device, threads=threads, options=EngineOptions(), samples=samples,
         batches=[int(size) for size in parse_numbers(batches, "--batches", whole=True)], promoting=promote, probe=probe,
-        run=RunRecipe(seed=seed, preprocessing=preprocess, captions=captions), images=images, coco_captions=coco_captions, say=_say(as_json),
+        run=RunRecipe(seed=seed, preprocessing=preprocess, captions=captions), source_options=source_options, say=_say(as_json),
     )  # fmt: skip
     _emit(result, as_json)
 
@@ -183,9 +185,10 @@ def doctor(as_json: Json = False) -> None:
 
 
 @app.command()
+@with_source_options
 def extract(
     artifact: Annotated[Path | None, typer.Argument(help="Folder written by difffeat export; default: the newest under artifacts/.")] = None,
-    source: Annotated[str | None, typer.Argument(help="Folder of images, CSV, JSONL, Parquet, or COCO JSON.")] = None,
+    source: Annotated[str | None, typer.Argument(help="Folder, CSV, JSONL, Parquet, tar shards, COCO JSON, data set; path or URL.")] = None,
     output: Output = None,
     engine: EngineName = "ort",
     device: Device = None,
@@ -204,12 +207,12 @@ def extract(
     truncate: Annotated[bool, typer.Option("--truncate", help="Cut captions that are too long instead of setting them aside.")] = False,
     store_dtype: Annotated[str, typer.Option(help="fp16 or fp32.")] = "fp16",
     latents: Annotated[Path | None, typer.Option(help="Latent cache: the store of a --graph latents artifact.")] = None,
-    images: Images = None,
-    coco_captions: CocoCaptions = None,
     max_bad_fraction: Annotated[float, typer.Option(help="Stop when more than this share of samples is bad.")] = 0.5,
     executor: Annotated[str, typer.Option(help="local (ray comes with a later release).")] = "local",
     overwrite: Overwrite = False,
     as_json: Json = False,
+    *,
+    source_options: SourceOptions,
 ) -> None:
     """Stream samples through a graph into a feature store. Stopped or killed, the same command goes on where it was."""
     from difffeat.engines import EngineOptions
@@ -221,7 +224,7 @@ def extract(
     result = run_extract(
         artifact, source, output, engine=engine, device=device, threads=threads, options=options, batch_size=batch_size, shard_size=shard_size,
         num_workers=num_workers, seed=seed, draws=draws, preprocess=preprocess, captions=captions, truncate=truncate, store_dtype=store_dtype,
-        latents=latents, images=images, coco_captions=coco_captions, max_bad_fraction=max_bad_fraction, executor=executor, overwrite=overwrite,
+        latents=latents, source_options=source_options, max_bad_fraction=max_bad_fraction, executor=executor, overwrite=overwrite,
         say=_say(as_json),
     )  # fmt: skip
     _emit(result, as_json)

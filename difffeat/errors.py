@@ -69,12 +69,13 @@ class NotYetAvailable(DifffeatError):
 
 
 class MissingExtra(DifffeatError, ImportError):
-    """A library is not installed."""
+    """A library is not installed: one of the extra named, or, for None, one that belongs to no extra."""
 
     exit_code = 2
 
-    def __init__(self, library: str, extra: str, purpose: str) -> None:
-        super().__init__(f"{purpose} needs {library}, which is not installed. Run: pip install 'difffeat[{extra}]'")
+    def __init__(self, library: str, extra: str | None, purpose: str) -> None:
+        wanted = library if extra is None else f"'difffeat[{extra}]'"
+        super().__init__(f"{purpose} needs {library}, which is not installed. Run: pip install {wanted}")
         self.library = library
         self.extra = extra
 

@@ -18,7 +18,7 @@ from difffeat.engines.base import Engine
 from difffeat.errors import DifffeatError, EngineError, SampleError
 from difffeat.recipe import tap_name
 from difffeat.runtime.latents import LatentCache
-from difffeat.runtime.preprocess import decode, read_bytes
+from difffeat.runtime.preprocess import decode
 from difffeat.runtime.samples import Sample
 from difffeat.runtime.tokens import Captions, batches_by_length, pad_tokens
 
@@ -107,7 +107,7 @@ class ImageFeeder:
         try:
             if sample.image is None:
                 raise SampleError("the sample has no image. Add one, or leave it out of the image store.")
-            data = read_bytes(sample.image)
+            data = sample.image.read()
             digest = hashlib.sha256(data).hexdigest()
             return decode(data, self._side, self._preprocessing), digest
         except SampleError as error:

@@ -12,8 +12,9 @@ import numpy as np
 from difffeat.errors import ConfigError
 from difffeat.recipe import tap_name
 from difffeat.runtime.batches import per_timestep, tap_shapes
+from difffeat.runtime.blobs import Blob, FileBlob
 from difffeat.runtime.feeds import batch_noise
-from difffeat.runtime.preprocess import decode, preprocess, quiet_pillow, read_bytes, to_rgb
+from difffeat.runtime.preprocess import decode, preprocess, quiet_pillow, to_rgb
 from difffeat.runtime.samples import Sample
 from difffeat.runtime.tokens import Captions, batches_by_length, pad_tokens
 
@@ -68,8 +69,8 @@ class Extractor:
     def __call__(self, inputs: Sequence[Any] | np.ndarray, ids: Sequence[str] | None = None) -> dict[str, np.ndarray]:
         """Features by tap, float32 [n, ...], in the order of the inputs.
 
-        **Arguments:** `inputs` images (paths, bytes, PIL images, or uint8 arrays [H, W, 3]) or, for a text graph, captions; `ids` key the noise,
-        default `0`, `1`, ...: give the ids of the store to get the store's features.
+        **Arguments:** `inputs` images (paths, bytes, PIL images, uint8 arrays [H, W, 3], or what `Sample.image` is) or, for a text graph, captions;
+        `ids` key the noise, default `0`, `1`, ...: give the ids of the store to get the store's features.
 
         Raises SampleError with its subclasses for a bad input: in memory nothing is set aside.
         """
@@ -104,9 +105,11 @@ class Extractor:
 
     def _pixels(self, image: Any, side: int) -> np.ndarray:
         if isinstance(image, str | Path):
-            return decode(read_bytes(Path(image)), side, self._preprocessing)
+            return decode(FileBlob("", str(image)).read(), side, self._preprocessing)
         if isinstance(image, bytes):
             return decode(image, side, self._preprocessing)
+        if isinstance(image, Blob):
+            return decode(image.read(), side, self._preprocessing)
         if isinstance(image, np.ndarray):
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
                 raise ConfigError(f"an image array must be uint8 [H, W, 3], got {image.dtype} {list(image.shape)}")

@@ -6,7 +6,6 @@ import contextlib
 import io
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -131,13 +130,3 @@ def preprocess(image: Any, size: int, preprocessing: str) -> np.ndarray:
     image = image.resize((max(size, round(image.width * scale)), max(size, round(image.height * scale))), Image.Resampling.BICUBIC)
     left, top = (image.width - size) // 2, (image.height - size) // 2
     return np.asarray(image.crop((left, top, left + size, top + size)), np.uint8)
-
-
-def read_bytes(path: Path, limit: int = 1 << 30) -> bytes:
-    """A file's bytes. Raises DecodeError when it cannot be read or is larger than `limit`."""
-    try:
-        if path.stat().st_size > limit:
-            raise DecodeError(f"{path.name} has {path.stat().st_size} bytes, more than the limit of {limit}.")
-        return path.read_bytes()
-    except OSError as error:
-        raise DecodeError(f"the file cannot be read ({error.strerror or error}). Check that it exists and its permissions.") from None

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from difffeat.errors import DuplicateSample, EmptySource
+from difffeat.runtime.blobs import Blob, UnreadableBlob
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One sample.
+    """One sample. A million of them take about half a gigabyte; they can be pickled, and so sent to a worker.
 
-    **Fields:** `id` unique in its source; `image` path of the image or None; `locator` that path as the source names it; `captions`;
-    `labels` class names, None where the source has none; `problem` what is wrong with its captions, told in quarantine when they are needed.
+    **Fields:** `id` unique in its source; `image` where its bytes lie, or None; `locator` that place as a person would name it; `captions`;
+    `labels` class names, None where the source has none; `problem` what is wrong with its captions, told in quarantine when they are needed (what is
+    wrong with its image, `image` tells when it is read).
     """
 
     id: str
-    image: Path | None = None
+    image: Blob | None = None
     locator: str | None = None
     captions: tuple[str, ...] = ()
     labels: tuple[str, ...] | None = None
@@ -30,11 +30,13 @@ class Sample:
 
     @property
     def size(self) -> int:
-        """Bytes of the image; −1 where there is none."""
-        try:
-            return -1 if self.image is None else os.stat(self.image).st_size
-        except OSError:
-            return -1
+        """Bytes of the image; −1 where there is none, or where nobody knows before it is read (URLs, cells of a table)."""
+        return -1 if self.image is None else self.image.size
+
+
+def broken_sample(identity: str, locator: str, reason: str) -> Sample:
+    """A row that cannot be read: it keeps its place, and goes to quarantine with this reason in an image store and in a text store."""
+    return Sample(identity, UnreadableBlob(reason), locator, problem=reason)
 
 
 @dataclass(frozen=True)
@@ -42,13 +44,14 @@ class Source:
     """All samples in order.
 
     **Fields:** `name` what the user gave; `samples`; `classes` of the labels, in the order of the multi-hot columns (empty without labels);
-    `ignored` how many files of each suffix were passed over.
+    `ignored` how many files of each suffix were passed over; `notes` what else a reader wants known about the listing, a sentence each.
     """
 
     name: str
     samples: tuple[Sample, ...]
     classes: tuple[str, ...] = ()
     ignored: Counter[str] = field(default_factory=Counter)
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.samples:
@@ -56,10 +59,11 @@ class Source:
             raise EmptySource(
                 f"{self.name} holds no samples{f' (passed over: {passed})' if passed else ''}. Accepted images: {', '.join(IMAGE_SUFFIXES)}."
             )
-        counts = Counter(sample.id for sample in self.samples)
-        if len(counts) < len(self.samples):
+        if len({sample.id for sample in self.samples}) < len(self.samples):
+            counts = Counter(sample.id for sample in self.samples)
             twice = [name for name, count in counts.items() if count > 1]
             where = ", ".join(s.locator or "(no image)" for s in self.samples if s.id == twice[0])
+            where = where if len(where) < 400 else f"{where[:400]} ..."
             raise DuplicateSample(
                 f"{self.name}: {len(twice)} ids occur more than once, the first is {twice[0]!r} ({where}). Rename the files or give ids."
             )
@@ -69,15 +73,16 @@ class Source:
 
     @property
     def has_images(self) -> bool:
-        """Whether any sample has an image."""
-        return any(sample.image is not None for sample in self.samples)
+        """Whether any sample has an image; rows that could not be read do not count."""
+        return any(sample.image is not None and not isinstance(sample.image, UnreadableBlob) for sample in self.samples)
 
     @property
     def has_captions(self) -> bool:
-        """Whether any sample has a caption, or one that cannot be read."""
-        return any(sample.captions or sample.problem for sample in self.samples)
+        """Whether any sample has a caption, or one that cannot be read; rows that could not be read as a whole do not count."""
+        return any(sample.captions or (sample.problem and not isinstance(sample.image, UnreadableBlob)) for sample in self.samples)
 
 
 def multi_hot_classes(samples: Iterable[Sample]) -> tuple[str, ...]:
-    """All class names that occur, sorted; empty where no sample has labels."""
-    return tuple(sorted({label for sample in samples for label in sample.labels or ()}))
+    """All class names that occur, sorted (numbers as numbers); empty where no sample has labels."""
+    found = {label for sample in samples for label in sample.labels or ()}
+    return tuple(sorted(found, key=(lambda name: (int(name), name)) if all(map(str.isdecimal, found)) else None))

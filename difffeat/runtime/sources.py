@@ -1,78 +1,107 @@
-"""Where samples come from: `open_source` lists them; nothing is decoded here."""
+"""Where samples come from: `open_source` lists them; no image is read here."""
 
 from __future__ import annotations
 
 import os
-from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
-from difffeat.errors import SourceError, SourceFormatError
-from difffeat.runtime.samples import IMAGE_SUFFIXES, Sample, Source, multi_hot_classes
+from difffeat.errors import ConfigError, EmptySource, SourceError, SourceFormatError
+from difffeat.runtime.blobs import UnreadableBlob
+from difffeat.runtime.places import expand, is_pattern, suffix_of
+from difffeat.runtime.remote import is_url
+from difffeat.runtime.samples import Source
 from difffeat.runtime.sources_coco import read_coco
-from difffeat.runtime.sources_manifest import read_manifest
+from difffeat.runtime.sources_folder import read_folder
+from difffeat.runtime.sources_hf import is_saved_dataset, read_saved_dataset
+from difffeat.runtime.sources_manifest import MANIFEST_SUFFIXES, read_manifest
+from difffeat.runtime.sources_named import DATASETS, FOLDER, read_named, recognise
+from difffeat.runtime.sources_options import SourceOptions
+from difffeat.runtime.sources_tar import PACKED, read_tars
 
-MANIFEST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+ACCEPTED = (*MANIFEST_SUFFIXES, ".tar", ".json")
 
 
-def open_source(
-    locator: str | Path, *, images: str | Path | None = None, captions: str | Path | None = None, class_folders: bool | None = None
-) -> Source:
-    """List the samples of a folder, a manifest (CSV, TSV, JSONL, Parquet) or COCO annotations.
+def open_source(locator: str | Path, options: SourceOptions | None = None) -> Source:
+    """List the samples of a source: ids, captions, labels, and where each image lies. No image is read, nothing is written or unpacked.
 
-    **Arguments:** `images` folder of the images of COCO annotations, or the base of relative paths in a manifest (default: the manifest's folder);
-    `captions` COCO captions JSON; `class_folders` whether subfolders name classes (None: when every image lies one folder deep in two or more
-    folders).
+    **Arguments:** `locator`, a path or a URL of any protocol that fsspec knows (`s3://`, `https://`, `memory://` ...):
 
-    Raises EmptySource, SourceFormatError, DuplicateSample, SourceError (no such path).
+    - a folder of images: `read_folder`
+    - a manifest `.csv .tsv .jsonl .ndjson .parquet .arrow`, whose images are paths, URLs, or bytes in Parquet and Arrow: `read_manifest`
+    - tar shards `.tar`, as WebDataset and img2dataset write them: `read_tars`
+    - COCO annotations `.json`: `read_coco`
+    - a folder written by Hugging Face's `save_to_disk` (on disk only): `read_saved_dataset`
+    - the root folder of a standard data set (on disk only): `sources_named`
+
+    Manifests and shards may be several, in one pattern: `shards/{000..150}.tar`, `{train,val}.parquet`, and on disk `shards/*.tar`; they are read as
+    one source in that order. A split of a saved or a standard data set may follow as `PATH::SPLIT`. `options`, see SourceOptions.
+
+    A row that cannot be read keeps its place as a sample with its problem, and ends in quarantine; a note of the source counts them.
+
+    Raises SourceError (no such place, no such split), SourceFormatError (a file that cannot be read or lacks its columns, named with the row),
+    EmptySource, DuplicateSample, ConfigError (options that do not fit), MissingExtra (the package of a protocol), UntrustedFile (pickles).
     """
-    path = Path(locator).expanduser()
-    if path.is_dir():
-        return _folder(path, str(locator), class_folders)
-    if not path.is_file():
-        raise SourceError(f"{locator} does not exist. Pass a folder of images, a CSV, JSONL or Parquet manifest, or COCO JSON.")
-    suffix = path.suffix.lower()
-    if suffix in MANIFEST_SUFFIXES:
-        return read_manifest(path, Path(images) if images else path.parent)
-    if suffix == ".json":
-        return read_coco(path, Path(images) if images else None, Path(captions) if captions else None)
-    raise SourceFormatError(f"{locator} is no source we read: pass a folder, or a file ending in {', '.join((*MANIFEST_SUFFIXES, '.json'))}.")
+    options = options or SourceOptions()
+    name, place = str(locator), os.path.expanduser(str(locator))
+    before, separator, split = place.rpartition("::")
+    if separator and not is_url(place) and not os.path.exists(place) and os.path.isdir(before):
+        if options.split not in (None, split):
+            raise ConfigError(f"{name} asks for the split {split!r}, --split for {options.split!r}. Leave out one.")
+        place, options = before, replace(options, split=split)
+    source = _read(place, options, name)
+    return _labelled(source) if options.drop_unlabelled else source
 
 
-def _folder(root: Path, name: str, class_folders: bool | None) -> Source:
-    """Every image below a folder in path order; captions from a .txt of the same stem, one a line. Links are followed to files, not to folders."""
-    ignored: Counter[str] = Counter()
-    paths: list[Path] = []
-    texts: set[Path] = set()
-    for folder, subfolders, files in os.walk(root):
-        subfolders.sort()
-        for file in files:
-            path = Path(folder, file)
-            if path.suffix.lower() in IMAGE_SUFFIXES:
-                paths.append(path)
-            elif path.suffix.lower() == ".txt":
-                texts.add(path)
-            else:
-                ignored[path.suffix.lower()] += 1
-    paths.sort(key=lambda p: p.relative_to(root).as_posix())
-    relative = [p.relative_to(root) for p in paths]
-    folders = {r.parts[0] for r in relative if len(r.parts) == 2}
-    named = class_folders if class_folders is not None else len(folders) > 1 and all(len(r.parts) == 2 for r in relative)
-    samples = []
-    for path, rel in zip(paths, relative, strict=True):
-        beside = path.with_suffix(".txt")
-        captions, problem = _read_captions(beside) if beside in texts else ((), None)
-        texts.discard(beside)
-        labels = (rel.parts[0],) if named and len(rel.parts) > 1 else None
-        samples.append(Sample(rel.with_suffix("").as_posix(), path, rel.as_posix(), captions, labels, problem))
-    ignored[".txt"] += len(texts)
-    return Source(name, tuple(samples), multi_hot_classes(samples), +ignored)
+def _read(place: str, options: SourceOptions, name: str) -> Source:
+    if not is_url(place) and os.path.isdir(place):
+        return _read_folder(Path(place), options, name)
+    if options.dataset not in (None, FOLDER):
+        raise SourceError(f"{name} is no folder on this disk, which --dataset {options.dataset} needs: the root of the data set.")
+    if options.split is not None:
+        raise ConfigError(f"--split {options.split} is for saved and standard data sets ({', '.join(DATASETS)}); {name} is none.")
+    if is_pattern(place):
+        return _read_files(expand(place), options, name)
+    if is_url(place):
+        return _read_files([place], options, name) if suffix_of(place) in (*ACCEPTED, *PACKED) else read_folder(place, options.class_folders, name)
+    if not os.path.exists(place):
+        raise SourceError(f"{name} does not exist. Pass a folder of images, a CSV, JSONL or Parquet manifest, tar shards, or COCO JSON.")
+    return _read_files([place], options, name)
 
 
-def _read_captions(path: Path) -> tuple[tuple[str, ...], str | None]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        return (), f"{path.name} is not UTF-8 (byte {error.start}). Save it as UTF-8."
-    except OSError as error:
-        return (), f"{path.name} cannot be read ({error.strerror})."
-    return tuple(line.strip() for line in text.splitlines() if line.strip()), None
+def _read_folder(root: Path, options: SourceOptions, name: str) -> Source:
+    if options.dataset is None and is_saved_dataset(root):
+        return read_saved_dataset(root, options, name)
+    dataset = options.dataset or recognise(root, name)
+    if dataset in (None, FOLDER):
+        if options.split is not None:
+            raise ConfigError(f"{name} is a plain folder without splits. Leave out --split, or name the folder of the split.")
+        return read_folder(str(root), options.class_folders, name)
+    return read_named(root, dataset, options, name)
+
+
+def _read_files(places: list[str], options: SourceOptions, name: str) -> Source:
+    kinds = {suffix_of(place) for place in places}
+    images = None if options.images is None else str(options.images)
+    if kinds == {".tar"}:
+        return read_tars(places, options, name)
+    if kinds & set(PACKED):
+        packed = next(place for place in places if suffix_of(place) in PACKED)
+        raise SourceFormatError(
+            f"{packed} is compressed: what it holds cannot be read where it lies, and images hardly shrink. Unpack the compression alone, "
+            "for example: gunzip shard.tar.gz"
+        )
+    if kinds <= set(MANIFEST_SUFFIXES):
+        return read_manifest(places, images, options, name)
+    if kinds == {".json"} and len(places) == 1:
+        return read_coco(places[0], images, str(options.coco_captions) if options.coco_captions else None, name)
+    raise SourceFormatError(f"{name} is no source we read: pass a folder, or a file ending in {', '.join(ACCEPTED)}.")
+
+
+def _labelled(source: Source) -> Source:
+    """The source without its samples that have no label; rows that cannot be read stay. Raises EmptySource where no sample has any."""
+    kept = tuple(sample for sample in source.samples if sample.labels or isinstance(sample.image, UnreadableBlob))
+    if not any(sample.labels for sample in kept):
+        raise EmptySource(f"{source.name}: no sample has a label, and --drop-unlabelled leaves out those without.")
+    note = f"{len(source) - len(kept)} samples without a label are left out, {len(kept)} remain"
+    return replace(source, samples=kept, notes=(*source.notes, note))

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from pathlib import Path
 from typing import Any
 
 from difffeat.errors import SourceFormatError
+from difffeat.runtime.places import blob_at, open_place, parent
 from difffeat.runtime.samples import Sample, Source
+from difffeat.runtime.sources_manifest import without_suffix
 
 
-def read_coco(path: Path, images: Path | None, captions: Path | None) -> Source:
+def read_coco(path: str, images: str | None, captions: str | None, name: str | None = None) -> Source:
     """Every image of an annotation file, in the file's order.
 
-    **Arguments:** `path` instances or captions JSON; `images` their folder (None: the folder `path` lies in, or none for captions alone); `captions`
-    captions JSON to join to instances. Labels are the names of all categories annotated, crowd regions included; an image without any has none set.
-    The id is the file name without its suffix.
+    **Arguments:** `path` instances or captions JSON, a path or URL; `images` their folder (None: the folder that `path` lies in); `captions`
+    captions JSON to join to instances; `name` of the source. Labels are the names of all categories annotated, crowd regions included; an image
+    without any has none set. The id is the file name without its suffix.
 
     Raises SourceFormatError.
     """
@@ -27,16 +28,16 @@ def read_coco(path: Path, images: Path | None, captions: Path | None) -> Source:
         if "caption" in entry:
             texts[_field(entry, "image_id", int, captions or path)].append(_field(entry, "caption", str, captions or path).strip())
     names, labels = _labels(main, path)
-    base = images if images is not None else path.parent
+    base = images if images is not None else parent(path)
     samples = []
     for entry in main["images"]:
         key, file = _field(entry, "id", int, path), _field(entry, "file_name", str, path)
-        own = tuple(name for name in names if name in labels[key]) if names else None
-        samples.append(Sample(Path(file).with_suffix("").as_posix(), base / file, file, tuple(text for text in texts[key] if text), own))
-    return Source(str(path), tuple(samples), names)
+        own = tuple(label for label in names if label in labels[key]) if names else None
+        samples.append(Sample(without_suffix(file), blob_at(base, file), file, tuple(text for text in texts[key] if text), own))
+    return Source(name or path, tuple(samples), names)
 
 
-def _labels(data: dict[str, Any], path: Path) -> tuple[tuple[str, ...], dict[int, set[str]]]:
+def _labels(data: dict[str, Any], path: str) -> tuple[tuple[str, ...], dict[int, set[str]]]:
     """Class names in the order of their ids, and the names of each image."""
     categories = {_field(c, "id", int, path): _field(c, "name", str, path) for c in data.get("categories", [])}
     labels: dict[int, set[str]] = defaultdict(set)
@@ -49,11 +50,12 @@ def _labels(data: dict[str, Any], path: Path) -> tuple[tuple[str, ...], dict[int
     return tuple(categories[key] for key in sorted(categories)), labels
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: str) -> dict[str, Any]:
     try:
-        data = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise SourceFormatError(f"{path} does not exist.") from None
+        with open_place(path) as file:
+            data = json.loads(file.read())
+    except OSError as error:
+        raise SourceFormatError(f"{path} cannot be read ({error.strerror or error}).") from None
     except (ValueError, RecursionError) as error:
         raise SourceFormatError(f"{path} is not JSON ({error}).") from None
     if not isinstance(data, dict) or not isinstance(data.get("images"), list) or not isinstance(data.get("annotations"), list):
@@ -62,7 +64,7 @@ def _read(path: Path) -> dict[str, Any]:
     return data
 
 
-def _field(entry: Any, key: str, kind: type, path: Path) -> Any:
+def _field(entry: Any, key: str, kind: type, path: str) -> Any:
     if not isinstance(entry, dict) or not isinstance(entry.get(key), kind):
         raise SourceFormatError(f"{path}: an entry lacks {key!r} of type {kind.__name__}: {str(entry)[:120]}")
     return entry[key]

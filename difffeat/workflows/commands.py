@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from difffeat.engines import Artifact, EngineOptions, open_engine
@@ -14,6 +15,7 @@ from difffeat.errors import ConfigError, NotYetAvailable
 from difffeat.recipe import RunRecipe, format_timestep
 from difffeat.runtime.extract import Progress, Summary, extract
 from difffeat.runtime.sources import open_source
+from difffeat.runtime.sources_options import SourceOptions
 
 ARTIFACTS = Path("artifacts")
 FEATURES = Path("features")
@@ -160,8 +162,7 @@ def run_extract(
     truncate: bool,
     store_dtype: str,
     latents: Path | None,
-    images: Path | None,
-    coco_captions: Path | None,
+    source_options: SourceOptions,
     max_bad_fraction: float,
     executor: str,
     overwrite: bool,
@@ -177,14 +178,16 @@ def run_extract(
         say("latents are stored as fp32, so that features from the cache equal those from pixels")
         store_dtype = "fp32"
     run = RunRecipe(seed=seed, draws=draws, preprocessing=preprocess, captions=captions, truncate=truncate, store_dtype=store_dtype)
-    listed = open_source(source, images=images, captions=coco_captions)
-    out = output or FEATURES / f"{Path(source).stem or 'source'}-{opened.path.name}"
+    listed = open_source(source, source_options)
+    out = output or FEATURES / f"{source_name(source)}-{opened.path.name}"
     with ExitStack() as stack:
         main = stack.enter_context(open_engine(opened, engine, device=device, threads=threads, options=options, say=say))
         vae = None
         if "latents" in main.inputs and latents is None and opened.latents_graph is not None:
             vae = stack.enter_context(open_engine(opened, engine, device=device, threads=threads, graph="latents", options=options, say=say))
         say(f"{len(listed)} samples from {source} -> {out}, engine {main.name} on {main.device}")
+        for note in listed.notes:
+            say(note)
         summary = extract(
             main,
             listed,
@@ -202,6 +205,11 @@ def run_extract(
             progress=progress_line(say),
         )
     return _extract_result(summary)
+
+
+def source_name(source: str) -> str:
+    """A file name for what comes of a source: its last part without suffix, and without what patterns and URLs are made of."""
+    return re.sub(r"[^\w.-]+", "-", PurePath(source).stem).strip("-.") or "source"
 
 
 def newest_artifact(say: Say) -> Artifact:

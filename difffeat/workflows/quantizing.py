@@ -22,6 +22,7 @@ from difffeat.recipe import GraphRecipe, RunRecipe
 from difffeat.runtime.feeds import fed_batches
 from difffeat.runtime.samples import Sample
 from difffeat.runtime.sources import open_source
+from difffeat.runtime.sources_options import SourceOptions
 from difffeat.workflows.exporting import PARITY_FILE, install, staging_folder
 from difffeat.workflows.verifying import PER_SAMPLE, features_of, feeding, open_pair, spread
 
@@ -42,8 +43,7 @@ def run_quantize(
     samples: int,
     parts: str,
     run: RunRecipe,
-    images: Path | None,
-    coco_captions: Path | None,
+    source_options: SourceOptions,
     threads: int | None,
     overwrite: bool,
     say: Say,
@@ -59,7 +59,7 @@ def run_quantize(
         raise ConfigError(f"{path} is {artifact.recipe.precision}; int8 is made from an fp32 artifact.")
     if parts not in PARTS:
         raise ConfigError(f"--parts must be one of {', '.join(PARTS)}; got {parts!r}")
-    listed = open_source(source, images=images, captions=coco_captions).samples
+    listed = open_source(source, source_options).samples
     chosen = spread(listed, samples)
     out = output or path.with_name(f"{path.name}-int8")
     staging = staging_folder(out, overwrite)

@@ -20,6 +20,7 @@ from difffeat.recipe import GraphRecipe, RunRecipe, tap_name
 from difffeat.runtime.feeds import Fed, fed_batches
 from difffeat.runtime.samples import Sample
 from difffeat.runtime.sources import open_source
+from difffeat.runtime.sources_options import SourceOptions
 from difffeat.workflows.checking import promote, run_eager, standardised
 from difffeat.workflows.exporting import PARITY_FILE, replace_folder
 
@@ -72,8 +73,7 @@ def run_verify(
     promoting: bool,
     probe: Path | None,
     run: RunRecipe,
-    images: Path | None,
-    coco_captions: Path | None,
+    source_options: SourceOptions,
     say: Say,
 ) -> dict[str, Any]:
     """Verify an artifact in an engine; arguments as the command's options. Writes verify.json into the artifact.
@@ -83,7 +83,7 @@ def run_verify(
     artifact = Artifact.open(path)
     exact = find_reference(artifact, reference)
     judge, note = choose_judge(artifact, engine, device)
-    listed = open_source(source, images=images, captions=coco_captions)
+    listed = open_source(source, source_options)
     chosen = spread(listed.samples, samples)
     if len(chosen) < 2:
         raise ConfigError(f"{source} has {len(chosen)} sample; standardised features need at least 2, and say little with fewer than 32.")

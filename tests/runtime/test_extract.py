@@ -17,6 +17,7 @@ from difffeat.engines import Engine, open_engine
 from difffeat.engines.parity import compare
 from difffeat.errors import ConfigError, NonFiniteFeature, SourceFormatError, TooManyBadSamples
 from difffeat.recipe import RunRecipe
+from difffeat.runtime.blobs import FileBlob
 from difffeat.runtime.extract import Progress, Summary, extract
 from difffeat.runtime.noise import noise
 from difffeat.runtime.preprocess import decode
@@ -281,7 +282,7 @@ def test_progress_counts_every_sample_and_ends_at_the_total(images: Path, tmp_pa
 
 def test_what_the_graph_needs_and_the_source_lacks_is_said_before_anything_is_written(images: Path, tmp_path: Path) -> None:
     captions = Source("notes.csv", (Sample("a", captions=("two",)),))
-    pictures = Source("photos", (Sample("a", image=images / "00.png"),))
+    pictures = Source("photos", (Sample("a", image=FileBlob(str(images), "00.png")),))
     with pytest.raises(SourceFormatError, match=r"notes.csv has no images, and this is an image graph. Use a folder of images"):
         extracted("image", captions, tmp_path / "out")
     with pytest.raises(SourceFormatError, match=r"photos has no captions, and this is a text graph. Put NAME.txt beside NAME.jpg"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from PIL import Image, ImageOps
 
 from difffeat.errors import DecodeError, ImageTooLarge, SampleError
 from difffeat.runtime import preprocess as module
-from difffeat.runtime.preprocess import decode, preprocess, quiet_pillow, read_bytes
+from difffeat.runtime.preprocess import decode, preprocess, quiet_pillow
 
 RNG = np.random.default_rng(0)
 
@@ -157,14 +156,6 @@ def test_the_limit_is_stated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_PIXELS", 100)
     with pytest.raises(ImageTooLarge, match="11×10 pixels are more than the limit of 100"):
         decode(saved(smooth(11, 10)), 32, "center")
-
-
-def test_files_that_cannot_be_read_are_told(tmp_path: Path) -> None:
-    with pytest.raises(DecodeError, match=r"the file cannot be read \(No such file or directory\). Check that it exists and its permissions."):
-        read_bytes(tmp_path / "gone.png")
-    (tmp_path / "big.png").write_bytes(b"x" * 11)
-    with pytest.raises(DecodeError, match=r"big.png has 11 bytes, more than the limit of 10"):
-        read_bytes(tmp_path / "big.png", limit=10)
 
 
 WHOLE = [saved(smooth(40, 30), kind) for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from difffeat.errors import DuplicateSample, EmptySource, SourceError, SourceFormatError
-from difffeat.runtime.samples import Source
+from difffeat.errors import DecodeError, DuplicateSample, EmptySource, SourceError, SourceFormatError
+from difffeat.runtime.blobs import FileBlob
+from difffeat.runtime.extract import extract
+from difffeat.runtime.samples import Sample, Source
 from difffeat.runtime.sources import open_source
+from difffeat.runtime.sources_manifest import without_suffix
+from difffeat.runtime.sources_options import SourceOptions
+from tests.runtime.fake import FakeEngine, encoded
 
 
 def touch(root: Path, *names: str) -> Path:
@@ -67,7 +73,7 @@ def test_a_caption_that_is_not_utf8_is_that_samples_problem(tmp_path: Path) -> N
 def test_subfolders_are_classes_when_they_look_like_it_or_when_told(
     names: tuple[str, ...], asked: bool | None, classes: tuple[str, ...], tmp_path: Path
 ) -> None:
-    assert open_source(touch(tmp_path, *names), class_folders=asked).classes == classes
+    assert open_source(touch(tmp_path, *names), SourceOptions(class_folders=asked)).classes == classes
 
 
 ROWS = [
@@ -103,9 +109,9 @@ def test_every_kind_of_manifest_says_the_same(write: Callable[[Path], Path], tmp
     assert [sample.captions for sample in source.samples] == [("a cat", "a mat"), ("a dog",)]
     assert [sample.labels for sample in source.samples] == [("cat", "mat"), ()]
     assert source.classes == ("cat", "mat")
-    assert source.samples[0].image == tmp_path / "pictures/1.png"
-    moved = open_source(write(tmp_path / "all"), images=tmp_path / "elsewhere")
-    assert moved.samples[0].image == tmp_path / "elsewhere/pictures/1.png"
+    assert source.samples[0].image == FileBlob(str(tmp_path), "pictures/1.png")
+    moved = open_source(write(tmp_path / "all"), SourceOptions(images=tmp_path / "elsewhere"))
+    assert moved.samples[0].image == FileBlob(str(tmp_path / "elsewhere"), "pictures/1.png")
 
 
 def test_without_ids_the_path_or_the_row_names_the_sample(tmp_path: Path) -> None:
@@ -137,12 +143,13 @@ def coco(folder: Path, name: str, content: Any) -> Path:
 
 
 def test_coco_joins_labels_and_captions_by_image(tmp_path: Path) -> None:
-    source = open_source(coco(tmp_path, "i.json", INSTANCES), images=tmp_path / "val", captions=coco(tmp_path, "c.json", CAPTIONS))
+    options = SourceOptions(images=tmp_path / "val", coco_captions=coco(tmp_path, "c.json", CAPTIONS))
+    source = open_source(coco(tmp_path, "i.json", INSTANCES), options)
     assert ids(source) == ["b", "a", "c"]
     assert source.classes == ("zebra", "dog")
     assert [sample.labels for sample in source.samples] == [("zebra", "dog"), ("zebra",), ()]
     assert source.samples[1].captions == ("a zebra", "stripes")
-    assert source.samples[0].image == tmp_path / "val/b.jpg"
+    assert source.samples[0].image == FileBlob(str(tmp_path / "val"), "b.jpg")
 
 
 def test_coco_captions_alone_have_no_labels(tmp_path: Path) -> None:
@@ -162,8 +169,8 @@ def errors() -> dict[str, tuple[str, str | bytes, type[SourceError], str]]:
             "has no column 'image', 'caption' or 'captions'; its columns are: path, label. Rename",
         ),
         "ragged": ("m.csv", "image,labels\na.png\n", SourceFormatError, "m.csv, line 2: the row has another number of fields than the header"),
-        "no UTF-8": ("m.csv", b"image\ncaf\xe9.png\n", SourceFormatError, "m.csv is not UTF-8 (byte 9). Save it as UTF-8."),
-        "no JSON": ("m.jsonl", '{"image": "a.png"}\n{oops\n', SourceFormatError, "m.jsonl, line 2 is not JSON"),
+        "no UTF-8": ("m.csv", b"image\ncaf\xe9.png\n", SourceFormatError, "m.csv is not UTF-8 (line 2, byte 9). Save it as UTF-8."),
+        "no JSON": ("m.jsonl", "{oops\n", SourceFormatError, "m.jsonl, line 1 is not JSON"),
         "no object": ("m.jsonl", "[1]\n", SourceFormatError, "m.jsonl, line 1 is not a JSON object"),
         "number as image": ("m.jsonl", '{"image": 5}\n', SourceFormatError, "row 1: 'image' must be a path, found int"),
         "number as caption": (
@@ -198,7 +205,7 @@ def test_mistakes_are_named_where_they_are(kind: str, tmp_path: Path) -> None:
 
 
 def test_what_does_not_exist_and_what_is_empty_is_told(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"nowhere does not exist. Pass a folder of images, a CSV, JSONL or Parquet manifest, or COCO JSON."):
+    with pytest.raises(SourceError, match=r"nowhere does not exist. Pass a folder of images, a CSV, JSONL or Parquet manifest, tar shards"):
         open_source(tmp_path / "nowhere")
     touch(tmp_path, "a.doc", "b.doc")
     with pytest.raises(EmptySource, match=r"holds no samples \(passed over: 2 × \.doc\). Accepted images: \.jpg"):
@@ -226,3 +233,98 @@ def test_any_content_is_a_source_or_a_typed_error(content: bytes, suffix: str, t
     except SourceError:
         return
     assert len(source) > 0
+
+
+def reason(sample: Sample) -> str:
+    assert sample.image is not None
+    with pytest.raises(DecodeError) as caught:
+        sample.image.read()
+    return str(caught.value)
+
+
+BROKEN_ROWS = {
+    "JSONL": ("m.jsonl", b'{"image": "a.png"}\n{oops\n{"id": "mine", "image": 5}\n', [r"line 2 is not JSON", r"'image' must be a path, found int"]),
+    "CSV": ("m.csv", b"id,image\nx,a.png\ny\nz,b.png,7\n", [r"line 3: the row has another number of fields", r"line 4: the row has another number"]),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN_ROWS)
+def test_a_row_that_cannot_be_read_keeps_its_place_and_says_why(kind: str, tmp_path: Path) -> None:
+    name, content, messages = BROKEN_ROWS[kind]
+    (tmp_path / name).write_bytes(content)
+    source = open_source(tmp_path / name)
+    assert ids(source) == (["a", "000000001", "mine"] if kind == "JSONL" else ["x", "000000001", "000000002"])
+    for sample, message in zip(source.samples[1:], messages, strict=True):
+        assert message in reason(sample)
+        assert sample.problem == reason(sample)
+    assert source.notes[0].startswith(f"2 rows cannot be read and will be in quarantine; the first: {tmp_path / name}, ")
+
+
+def test_a_caption_that_is_no_text_spoils_the_captions_alone(tmp_path: Path) -> None:
+    (tmp_path / "m.jsonl").write_text('{"image": "a.png", "caption": 1.5}\n{"image": "b.png", "caption": "x"}\n')
+    sample = open_source(tmp_path / "m.jsonl").samples[0]
+    assert sample.problem == "'captions' must be a string or a list of strings, found 1.5."
+    assert sample.image == FileBlob(str(tmp_path), "a.png")
+
+
+def test_broken_rows_end_in_quarantine_with_their_reason(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(encoded(0))
+    (tmp_path / "m.jsonl").write_text('{"image": "a.png"}\n{oops\n{"image": "gone.png"}\n')
+    summary = extract(FakeEngine(), open_source(tmp_path / "m.jsonl"), tmp_path / "out", batch_size=2, max_bad_fraction=0.9)
+    entries = [json.loads(line) for line in (tmp_path / "out/quarantine.jsonl").read_text().splitlines()]
+    assert (summary.rows, summary.quarantined) == (3, 2)
+    assert [entry["row"] for entry in entries] == [1, 2]
+    assert "line 2 is not JSON" in entries[0]["message"]
+    assert "No such file or directory" in entries[1]["message"]
+
+
+def test_broken_rows_alone_make_no_modality(tmp_path: Path) -> None:
+    (tmp_path / "m.jsonl").write_text('{"caption": "x"}\n{oops\n')
+    source = open_source(tmp_path / "m.jsonl")
+    assert (source.has_images, source.has_captions) == (False, True)
+    (tmp_path / "m.jsonl").write_text('{"image": "x.png"}\n{oops\n')
+    source = open_source(tmp_path / "m.jsonl")
+    assert (source.has_images, source.has_captions) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("path", "identity"),
+    [("x/1.png", "x/1"), ("./x//1.png", "x/1"), ("a.b.jpg", "a.b"), ("x/1.notes", "x/1"), (".png", ".png"), ("s3://b/x/1.jpg", "s3://b/x/1")],
+)
+def test_an_id_is_the_path_without_its_suffix(path: str, identity: str) -> None:
+    assert without_suffix(path) == identity
+
+
+def test_manifests_of_a_pattern_are_one_source(tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        (tmp_path / f"{part}.csv").write_text(f"image\n{part}/1.png\n{part}/2.png\n")
+    assert ids(open_source(f"{tmp_path}/{{val,train}}.csv")) == ["val/1", "val/2", "train/1", "train/2"]
+    (tmp_path / "x.jsonl").write_text("{}")
+    with pytest.raises(SourceFormatError, match=r"names files of several kinds \(.csv, .jsonl\)"):
+        open_source(f"{tmp_path}/{{val.csv,x.jsonl}}")
+
+
+def test_columns_that_were_asked_for_must_be_there(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text("file,text,tags\na.png,a cat,cat\n")
+    source = open_source(tmp_path / "m.csv", SourceOptions(image_column="file", caption_column="text", label_column="tags"))
+    assert (ids(source), source.samples[0].captions, source.classes) == (["a"], ("a cat",), ("cat",))
+    with pytest.raises(
+        SourceFormatError, match=r"has no column 'image', 'caption' or 'captions'; .* name it with --image-column or --caption-column"
+    ):
+        open_source(tmp_path / "m.csv")
+    with pytest.raises(SourceFormatError, match=r"has no column 'uid'; its columns that are read here: file, tags, text"):
+        open_source(tmp_path / "m.csv", SourceOptions(image_column="file", id_column="uid"))
+
+
+def test_a_folder_that_cannot_be_listed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, "a/1.png", "b/2.png")
+    scan = os.scandir
+
+    def refuse(path: str) -> Any:
+        if str(path).endswith("b"):
+            raise PermissionError(13, "Permission denied")
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(SourceError, match=r"cannot be listed \(Permission denied\)"):
+        open_source(tmp_path)

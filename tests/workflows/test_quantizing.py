@@ -14,6 +14,7 @@ from difffeat.engines.int8 import quantisable
 from difffeat.engines.parity import statistics
 from difffeat.errors import ConfigError
 from difffeat.recipe import RunRecipe
+from difffeat.runtime.sources_options import SourceOptions
 from difffeat.workflows.quantizing import run_quantize
 from difffeat.workflows.quickstart_data import write_split
 from tests.artifacts import copy_of, export_named, exported, feeds
@@ -28,7 +29,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def quantize(path: Path, source: Path, output: Path, **changes: Any) -> dict[str, Any]:
     asked: dict[str, Any] = {
-        "samples": 20, "parts": "all", "run": RunRecipe(), "images": None, "coco_captions": None, "threads": 1, "overwrite": False,
+        "samples": 20, "parts": "all", "run": RunRecipe(), "source_options": SourceOptions(), "threads": 1, "overwrite": False,
         "say": lambda *_, **__: None,
     }  # fmt: skip
     return run_quantize(path, str(source), output=output, **{**asked, **changes})

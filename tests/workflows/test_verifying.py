@@ -16,6 +16,7 @@ from difffeat.engines.parity import statistics
 from difffeat.errors import ConfigError, ParityError, RecipeMismatch
 from difffeat.export.weights import random_dit
 from difffeat.recipe import RunRecipe
+from difffeat.runtime.sources_options import SourceOptions
 from difffeat.workflows.exporting import ExportOptions, export_dit
 from difffeat.workflows.quickstart_data import write_split
 from difffeat.workflows.verifying import LIMITS, run_verify
@@ -31,7 +32,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def verify(path: Path, source: Path, **changes: Any) -> dict[str, Any]:
     asked: dict[str, Any] = {
         "reference": None, "engine": None, "device": None, "threads": 1, "options": EngineOptions(), "samples": 12, "batches": [1, 5],
-        "promoting": False, "probe": None, "run": RunRecipe(), "images": None, "coco_captions": None, "say": lambda *_, **__: None,
+        "promoting": False, "probe": None, "run": RunRecipe(), "source_options": SourceOptions(), "say": lambda *_, **__: None,
     }  # fmt: skip
     return run_verify(path, str(source), **{**asked, **changes})
 

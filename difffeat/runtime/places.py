@@ -1,0 +1,93 @@
+"""Places are paths or URLs as text: opening, joining, and brace patterns of several."""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import os
+import re
+from contextlib import closing
+from pathlib import PurePosixPath
+from typing import Any
+from urllib.parse import urlsplit
+
+from difffeat.errors import SourceError
+from difffeat.runtime.blobs import Blob, FileBlob, UrlBlob
+from difffeat.runtime.remote import is_url, open_remote
+
+MAX_PLACES = 1_000_000
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+
+
+def open_place(place: str) -> Any:
+    """A binary file to read from, as a context manager. Raises OSError where it is not there or cannot be read, MissingExtra."""
+    return closing(open_remote(place)) if is_url(place) else open(place, "rb")
+
+
+def blob_at(base: str, name: str) -> Blob:
+    """The bytes of `name`: a URL, an absolute path, or something below the folder or URL `base`. Below a URL there are no paths of this machine."""
+    if is_url(name):
+        return UrlBlob(name)
+    return UrlBlob(f"{base.rstrip('/')}/{name.lstrip('/')}") if is_url(base) else FileBlob(base, name)
+
+
+def parent(place: str) -> str:
+    """The folder a place lies in."""
+    return place.rpartition("/")[0] if is_url(place) else os.path.dirname(place) or "."
+
+
+def suffix_of(place: str) -> str:
+    """Its suffix in lower case; a URL's query does not belong to it."""
+    path = urlsplit(place).path if re.match("https?://", place) else place
+    return PurePosixPath(path).suffix.lower()
+
+
+def stem_of(place: str) -> str:
+    """The file's name without its suffix."""
+    return PurePosixPath(urlsplit(place).path if re.match("https?://", place) else place).stem
+
+
+def is_pattern(place: str) -> bool:
+    """Whether this names several places: `{000..150}`, `{train,val}`, or, on disk, `*`."""
+    return not os.path.exists(place) and (_BRACES.search(place) is not None or ("*" in place and not is_url(place)))
+
+
+def expand(pattern: str) -> list[str]:
+    """Every place of a pattern, braces in the order they are written, `*` sorted.
+
+    Raises SourceError naming the places that are not there (on disk; a URL's are found out when they are opened), or when there are too many.
+    """
+    named = _braces(pattern)
+    missing = [place for place in named if not is_url(place) and "*" not in place and not os.path.exists(place)]
+    if missing:
+        some = ", ".join(missing[:5]) + (" ..." if len(missing) > 5 else "")
+        raise SourceError(f"{len(missing)} of the {len(named)} files of {pattern} do not exist: {some}. Get them, or narrow the pattern.")
+    found = [place for name in named for place in (sorted(glob.glob(name)) if "*" in name and not is_url(name) else [name])]
+    if not found:
+        raise SourceError(f"no file matches {pattern}. Check the path, and quote the pattern so that the shell leaves it alone.")
+    return found
+
+
+def _braces(pattern: str) -> list[str]:
+    """Each `{...}` replaced by each of its alternatives, the last varying fastest; numbers keep the zeros they are written with."""
+    pieces = _BRACES.split(pattern)  # text, inside, text, inside, ..., text
+    choices = [_alternatives(piece, pattern) if index % 2 else [piece] for index, piece in enumerate(pieces)]
+    count = 1
+    for choice in choices:
+        count *= len(choice)
+    if count > MAX_PLACES:
+        raise SourceError(f"{pattern} names {count} files, more than {MAX_PLACES}. Narrow the pattern.")
+    return ["".join(parts) for parts in itertools.product(*choices)]
+
+
+def _alternatives(inside: str, pattern: str) -> list[str]:
+    if (match := _RANGE.fullmatch(inside)) is None:
+        return inside.split(",")
+    first, last = int(match[1]), int(match[2])
+    if last < first:
+        raise SourceError(f"{{{inside}}} in {pattern} runs backwards. Write the smaller number first.")
+    if last - first >= MAX_PLACES:
+        raise SourceError(f"{{{inside}}} in {pattern} names more than {MAX_PLACES} files. Narrow the pattern.")
+    width = len(match[1]) if match[1].startswith("0") or len(match[1]) == len(match[2]) else 0
+    return [str(number).zfill(width) for number in range(first, last + 1)]

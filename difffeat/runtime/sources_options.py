@@ -1,0 +1,59 @@
+"""How a source is to be read: what the command line and `open_source` take besides the place itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from difffeat.errors import SourceFormatError
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceOptions:
+    """Everything about a source but its place. Defaults suit a folder, and files whose columns are called as ours.
+
+    **Fields:**
+    `images` folder or URL of the images of COCO annotations, or the base of relative paths in a manifest (default: where the file lies);
+    `coco_captions` COCO captions JSON to join to instances;
+    `class_folders` whether subfolders name classes (None: when every image lies one folder deep in two or more folders);
+    `image_column`, `caption_column`, `label_column`, `id_column` names in a manifest, in Parquet or Arrow, in the JSON members of a tar
+    (None: image; captions or caption; labels or label; id). `label_column` may be several, separated by commas: each then holds 0 or 1, and its name
+    is a class;
+    `classes` file with one class name a line: the order of the classes, and the names of labels given as numbers or as 0/1 vectors;
+    `multi_hot` whether lists of numbers are 0/1 vectors (None: when the first rows are all as long as there are classes, and hold only 0 and 1);
+    `dataset` reads a root folder in the published form of a standard data set (None: when it is unmistakable);
+    `split` its part, or that of a saved Hugging Face dataset;
+    `drop_unlabelled` leaves out samples without any label.
+    """
+
+    images: str | Path | None = None
+    coco_captions: str | Path | None = None
+    class_folders: bool | None = None
+    image_column: str | None = None
+    caption_column: str | None = None
+    label_column: str | None = None
+    id_column: str | None = None
+    classes: str | Path | None = None
+    multi_hot: bool | None = None
+    dataset: str | None = None
+    split: str | None = None
+    drop_unlabelled: bool = False
+
+    def class_names(self) -> tuple[str, ...]:
+        """The names in the file `classes`; none without one. Raises SourceFormatError."""
+        return () if self.classes is None else read_class_names(self.classes)
+
+
+def read_class_names(path: str | Path) -> tuple[str, ...]:
+    """One class name a line; empty lines are passed over. Raises SourceFormatError: not there, not UTF-8, empty, a name twice."""
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SourceFormatError(f"{path} is not UTF-8 (byte {error.start}). Save it as UTF-8.") from None
+    except OSError as error:
+        raise SourceFormatError(f"{path} cannot be read ({error.strerror or error}). It should hold one class name a line.") from None
+    names = [line.strip() for line in text.splitlines() if line.strip()]
+    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    if not names or twice:
+        raise SourceFormatError(f"{path} holds {f'{twice[0]!r} twice' if twice else 'no class names'}. Write one name a line, each once.")
+    return tuple(names)

@@ -1,0 +1,216 @@
+"""Tar shards as WebDataset and img2dataset write them: listed by their headers, read in place. Nothing is unpacked, so no name can do harm."""
+
+from __future__ import annotations
+
+import json
+import os
+import tarfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any
+
+from difffeat.errors import SampleError, SourceFormatError
+from difffeat.runtime.blobs import SliceBlob
+from difffeat.runtime.places import open_place, stem_of
+from difffeat.runtime.samples import IMAGE_SUFFIXES, Sample, Source, broken_sample, multi_hot_classes
+from difffeat.runtime.sources_labels import LabelReader
+from difffeat.runtime.sources_manifest import LOOKED_AT, Columns, read_captions
+from difffeat.runtime.sources_options import SourceOptions
+
+PACKED = (".gz", ".tgz", ".bz2", ".xz", ".zst")
+IMAGES = tuple(suffix[1:] for suffix in IMAGE_SUFFIXES)
+TEXTS = ("txt", "json", "cls")
+MAX_TEXT = 1 << 20
+"""Largest caption, JSON or class member, in bytes."""
+MAX_HEADER = 1 << 20
+"""Most bytes that the tar library may ask for at once: names and extended headers, never bodies."""
+
+
+def read_tars(places: Sequence[str], options: SourceOptions, name: str) -> Source:
+    """Samples of tar shards, in the order of the shards and of the members in each.
+
+    Members belong together by their key: the folder and the file name up to its first dot. `.jpg`, `.png`, `.webp` ... is the image, `.txt` the
+    captions, one a line, `.json` captions and labels under the names of the columns (captions, caption; labels, label, cls), `.cls` a class number or
+    name. Of captions in `.txt` and `.json`, and labels in `.cls` and `.json`, the first are taken. The id is that of the `.json` where `id_column` is
+    given, else the key; only where several shards have the same key, each such sample is called `shard/key`. Other members are passed over and
+    counted.
+
+    Listing reads every header: for shards behind URLs about a request a member, if images are larger than 256 KiB, so keep large sets near.
+
+    Raises SourceFormatError for a shard that is compressed or damaged.
+    """
+    columns = Columns.of(options)
+    ignored: Counter[str] = Counter()
+    entries = [entry for place in places for entry in _entries(place, columns, ignored)]
+    labels = LabelReader(options.class_names(), multi_hot=options.multi_hot)
+    labels.look([entry.label for entry in entries[:LOOKED_AT]])
+    names = _identities(entries, places)
+    samples = tuple(_sample(entry, identity, labels) for entry, identity in zip(entries, names, strict=True))
+    classes = (labels.classes or multi_hot_classes(samples)) if any(sample.labels is not None for sample in samples) else ()
+    return Source(name, samples, classes, +ignored)
+
+
+@dataclass(slots=True)
+class _Entry:
+    """What a shard holds under one key."""
+
+    place: str
+    key: str
+    image: SliceBlob | None = None
+    member: str | None = None
+    texts: dict[str, bytes] = field(default_factory=dict)
+    captions: tuple[str, ...] = ()
+    label: Any = None
+    identity: str | None = None
+    problem: str | None = None
+    caption_problem: str | None = None
+
+
+def _entries(place: str, columns: Columns, ignored: Counter[str]) -> Iterator[_Entry]:
+    """The entries of one shard. Raises SourceFormatError."""
+    found: dict[str, _Entry] = {}
+    last = "its start"
+    try:
+        with open_place(place) as file:
+            _refuse_packed(place, file)
+            size = file.seek(0, os.SEEK_END)
+            file.seek(0)
+            with tarfile.open(fileobj=_Headers(file), mode="r:") as tar:  # type: ignore[call-overload]
+                while (member := tar.next()) is not None:
+                    tar.members = []  # or it would remember them all
+                    if member.size < 0 or (member.isreg() and member.offset_data + member.size > size):
+                        raise SourceFormatError(f"{place} is cut off or damaged within {member.name!r}. Get it again.")
+                    if not member.isdir():
+                        _take(found, place, member, file, ignored)
+                    last = repr(member.name)
+                _require_end(place, file, tar.offset, last)
+    except (tarfile.TarError, EOFError, ValueError) as error:
+        raise SourceFormatError(f"{place} is no readable tar after {last} ({error}). Get it again.") from None
+    except OSError as error:
+        raise SourceFormatError(f"{place} cannot be read ({error.strerror or error}).") from None
+    for entry in found.values():
+        _interpret(entry, columns)
+        yield entry
+
+
+def _refuse_packed(place: str, file: Any) -> None:
+    head = file.read(6)
+    if head[:2] == b"\x1f\x8b" or head[:3] == b"BZh" or head == b"\xfd7zXZ\x00" or head[:4] == b"\x28\xb5\x2f\xfd":
+        raise SourceFormatError(
+            f"{place} is compressed: its members cannot be read where they lie, and images hardly shrink. Unpack the compression alone, "
+            "for example: gunzip shard.tar.gz"
+        )
+
+
+def _require_end(place: str, file: Any, offset: int, last: str) -> None:
+    """The tar library ends quietly at the first header that it cannot read; only zeros are an end. Raises SourceFormatError."""
+    file.seek(offset)
+    rest = file.read(MAX_HEADER)
+    if not rest:
+        raise SourceFormatError(f"{place} lacks its end mark after {last}: it is cut off. Get it again, or pack it anew.")
+    if rest[: tarfile.BLOCKSIZE].strip(b"\0"):
+        raise SourceFormatError(f"{place} has a damaged header after {last}. Get it again.")
+    if rest.strip(b"\0"):
+        raise SourceFormatError(
+            f"{place} goes on after its end mark, which follows {last}: two tars were joined. Pack them as one, or keep them apart."
+        )
+
+
+class _Headers:
+    """The shard, as far as the tar library may read it: a header that asks for an absurd length is refused before memory is."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, count: int = -1) -> bytes:
+        if not 0 <= count <= MAX_HEADER:
+            raise tarfile.ReadError(f"a header claims {count} bytes")
+        return self._file.read(count)
+
+
+def _take(found: dict[str, _Entry], place: str, member: tarfile.TarInfo, file: Any, ignored: Counter[str]) -> None:
+    folder, _, base = member.name.removeprefix("./").rpartition("/")
+    stem, dot, kind = base.partition(".")
+    kind = kind.lower()
+    if not stem or not dot or kind not in (*IMAGES, *TEXTS):
+        ignored[(f".{kind}" if stem else os.path.splitext(base.lower())[1]) if dot else ""] += 1
+        return
+    key = f"{folder}/{stem}" if folder else stem
+    entry = found.setdefault(key, _Entry(place, key))
+    if not member.isreg() or member.issparse():
+        entry.problem = f"{member.name!r} is no regular member ({'sparse' if member.issparse() else 'a link or device'}). Pack the file itself."
+    elif kind in IMAGES:
+        if entry.image is not None:
+            entry.problem = f"{place} holds two images of this key: {entry.member!r} and {member.name!r}. Keep one."
+        entry.image, entry.member = SliceBlob(place, member.offset_data, member.size), member.name
+    elif kind in entry.texts:
+        entry.problem = f"{place} holds {member.name!r} twice. Keep one."
+    elif member.size > MAX_TEXT:
+        entry.problem = f"{member.name!r} has {member.size} bytes, more than the limit of {MAX_TEXT}."
+    else:
+        back = file.tell()
+        file.seek(member.offset_data)
+        entry.texts[kind] = file.read(member.size)
+        file.seek(back)
+
+
+def _interpret(entry: _Entry, columns: Columns) -> None:
+    """Captions, label and id out of the text members, which are dropped then."""
+    texts, entry.texts = entry.texts, {}
+    if "json" in texts:
+        _interpret_json(entry, texts["json"], columns)
+    for kind in ("txt", "cls"):
+        if kind in texts:
+            try:
+                text = texts[kind].decode("utf-8-sig")
+            except UnicodeDecodeError as error:
+                entry.caption_problem = f"its .{kind} is not UTF-8 (byte {error.start}). Save it as UTF-8."
+                continue
+            if kind == "txt":
+                entry.captions = tuple(line.strip() for line in text.splitlines() if line.strip()) or entry.captions
+            else:
+                entry.label = text.strip()
+
+
+def _interpret_json(entry: _Entry, content: bytes, columns: Columns) -> None:
+    try:
+        data = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        entry.problem = entry.problem or f"its .json is not JSON ({error})."
+        return
+    if not isinstance(data, dict):
+        entry.problem = entry.problem or "its .json is not a JSON object."
+        return
+    caption = next((data[name] for name in columns.captions if data.get(name) is not None), None)
+    entry.captions, entry.caption_problem = read_captions(caption)
+    entry.label = next((data[name] for name in (*columns.labels, "cls") if data.get(name) is not None), None)
+    if columns.id[0] in columns.asked:
+        identity = data.get(columns.id[0])
+        entry.identity = None if identity is None else str(identity)
+        if identity is None:
+            entry.problem = entry.problem or f"its .json has no {columns.id[0]!r}, the id that was asked for."
+
+
+def _identities(entries: Sequence[_Entry], places: Sequence[str]) -> list[str]:
+    """Ids: as given, or the key; `shard/key` where shards share a key. Shards of one name are told apart by their folders."""
+    keys = Counter(entry.key for entry in entries if entry.identity is None) if len(places) > 1 else Counter()
+    stems = {place: stem_of(place) for place in places}
+    if len(set(stems.values())) < len(stems):
+        folders = [PurePosixPath(place).parent for place in places]
+        common = next(folder for folder in (folders[0], *folders[0].parents) if all(other.is_relative_to(folder) for other in folders))
+        stems = {place: PurePosixPath(place).relative_to(common).with_suffix("").as_posix() for place in places}
+    return [entry.identity or (f"{stems[entry.place]}/{entry.key}" if keys[entry.key] > 1 else entry.key) for entry in entries]
+
+
+def _sample(entry: _Entry, identity: str, labels: LabelReader) -> Sample:
+    where = f"{entry.place}, {entry.key}"
+    locator = f"{os.path.basename(entry.place)}/{entry.member or entry.key}"
+    try:
+        if entry.problem is not None:
+            raise SampleError(entry.problem)
+        return Sample(identity, entry.image, locator, entry.captions, labels.read(entry.label, where), entry.caption_problem)
+    except SampleError as error:
+        return broken_sample(identity, locator, str(error))

@@ -1,0 +1,105 @@
+"""Labels are names whatever form they are written in, and a number that no class has is never passed over."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from difffeat.errors import SampleError, SourceFormatError
+from difffeat.runtime.sources import open_source
+from difffeat.runtime.sources_labels import LabelReader
+from difffeat.runtime.sources_options import SourceOptions, read_class_names
+
+CLASSES = ("cat", "dog", "mat")
+
+
+@pytest.mark.parametrize(
+    ("cell", "names"),
+    [
+        (None, None), (-1, None), ("dog", ("dog",)), (2, ("mat",)), ("2", ("mat",)), ([], ()), ("", ()),
+        (["cat", "mat"], ("cat", "mat")), ([0, 2], ("cat", "mat")), ((1,), ("dog",)),
+    ],
+)  # fmt: skip
+def test_names_and_numbers_become_names(cell: Any, names: tuple[str, ...] | None) -> None:
+    assert LabelReader(CLASSES).read(cell, "here") == names
+
+
+def test_without_classes_a_number_is_its_own_name() -> None:
+    assert LabelReader().read([3, "x"], "here") == ("3", "x")
+
+
+def test_a_table_cell_holds_several_labels() -> None:
+    assert LabelReader(separated=True).read("cat; dog|mat", "here") == ("cat", "dog", "mat")
+    assert LabelReader().read("cat; dog", "here") == ("cat; dog",)
+
+
+@pytest.mark.parametrize("cell", [[0, 1, 1], [0.0, 1.0, 1.0], [False, True, True], "0|1|1"])
+def test_vectors_of_zeros_and_ones_are_recognised_by_their_length(cell: Any) -> None:
+    reader = LabelReader(CLASSES, separated=True)
+    reader.look([cell, [1, 0, 0]])
+    assert reader.read(cell, "here") == ("dog", "mat")
+
+
+def test_one_row_of_another_length_means_numbers() -> None:
+    reader = LabelReader(CLASSES)
+    reader.look([[0, 1, 1], [1]])
+    assert reader.read([0, 1, 1], "here") == ("cat", "dog")
+
+
+def test_what_was_said_is_not_guessed() -> None:
+    reader = LabelReader(CLASSES, multi_hot=False)
+    reader.look([[0, 1, 1]])
+    assert reader.read([0, 1, 1], "here") == ("cat", "dog")
+
+
+def test_equal_labels_are_one_object() -> None:
+    reader = LabelReader()
+    assert reader.read(["a", "b"], "here") is reader.read(["a", "b"], "there")
+
+
+@pytest.mark.parametrize(("cell", "message"), [([0, 1], "a vector of 2 numbers, and there are 3 classes"), ([0, 1, -1], "holds -1, neither 0 nor 1")])
+def test_a_bad_vector_is_that_samples_problem(cell: Any, message: str) -> None:
+    with pytest.raises(SampleError, match=message):
+        LabelReader(CLASSES, multi_hot=True).read(cell, "here")
+
+
+def test_a_label_that_the_classes_lack_stops_the_listing() -> None:
+    with pytest.raises(SourceFormatError, match=r"a.csv, row 3: label 'cow' is none of the 3 classes \(cat, dog, mat ...\)"):
+        LabelReader(CLASSES).read("cow", "a.csv, row 3")
+    with pytest.raises(SourceFormatError, match=r"label '3' is none of the 3 classes"):
+        LabelReader(CLASSES).read(3, "here")
+
+
+def test_a_class_file_orders_the_classes_also_those_that_never_occur(tmp_path: Path) -> None:
+    (tmp_path / "names").write_text("mat\n\ndog\ncat\n")
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"image": f"{n}.png", "labels": row}) + "\n" for n, row in enumerate([[0], [1], []])))
+    source = open_source(tmp_path / "a.jsonl", SourceOptions(classes=tmp_path / "names"))
+    assert source.classes == ("mat", "dog", "cat")
+    assert [sample.labels for sample in source.samples] == [("mat",), ("dog",), ()]
+
+
+def test_several_columns_of_zeros_and_ones_are_classes(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("image,cat,dog\n1.png,1,0\n2.png,1,1\n3.png,0,0\n4.png,-1,0\n")
+    source = open_source(tmp_path / "a.csv", SourceOptions(label_column="cat,dog"))
+    assert source.classes == ("cat", "dog")
+    assert [sample.labels for sample in source.samples] == [("cat",), ("cat", "dog"), (), None]
+    assert source.samples[3].problem == "its label vector holds '-1', neither 0 nor 1."
+    assert source.notes == (f"1 rows cannot be read and will be in quarantine; the first: {tmp_path}/a.csv, row 4: {source.samples[3].problem}",)
+
+
+def test_classes_that_are_numbers_are_ordered_as_numbers(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("image,labels\n" + "".join(f"{n}.png,{n}\n" for n in (10, 2, 1)))
+    assert open_source(tmp_path / "a.csv").classes == ("1", "2", "10")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"", "holds no class names"), (b"a\nb\na\n", "holds 'a' twice"), (b"\xff", "is not UTF-8"), (None, "cannot be read")]
+)
+def test_a_class_file_that_will_not_do_is_told(content: bytes | None, message: str, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "names").write_bytes(content)
+    with pytest.raises(SourceFormatError, match=message):
+        read_class_names(tmp_path / "names")
