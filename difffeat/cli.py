@@ -335,7 +335,8 @@ def bench_throughput(
 
     result = run_throughput(
         model, weights, vae=vae, tokenizer=tokenizer, block=block, start=start, dtype=dtype, batch_size=batch_size, repeats=repeats,
-        threads=threads, device=device, engines=tuple(part for part in engines.split(",") if part), compiled=compiled, output=output, say=_say(as_json),
+        threads=threads, device=device, engines=tuple(part for part in engines.split(",") if part), compiled=compiled, output=output,
+        say=_say(as_json),
     )  # fmt: skip
     _emit(result, as_json)
 

@@ -27,7 +27,7 @@ def open_place(place: str) -> Any:
 
 def blob_at(base: str, name: str) -> Blob:
     """The bytes of `name`: a URL, an absolute path, or something below the folder or URL `base`. Below a URL there are no paths of this machine."""
-    if is_url(name):
+    if ":" in name and is_url(name):
         return UrlBlob(name)
     return UrlBlob(f"{base.rstrip('/')}/{name.lstrip('/')}") if is_url(base) else FileBlob(base, name)
 

@@ -21,6 +21,7 @@ class LabelReader:
         self.classes, self._multi_hot, self._separated = tuple(classes), multi_hot, separated
         self._known = frozenset(self.classes)
         self._same: dict[tuple[str, ...], tuple[str, ...]] = {}
+        self._texts: dict[str, tuple[str, ...]] = {}
 
     def look(self, cells: Sequence[Any]) -> None:
         """Decide by the first rows of a column whether its lists are 0/1 vectors: all as long as there are classes, of 0 and 1 alone."""
@@ -36,9 +37,14 @@ class LabelReader:
         """
         if cell is None or (cell == -1 and isinstance(cell, int)):
             return None
+        if isinstance(cell, str) and cell in self._texts:
+            return self._texts[cell]
         parts = self._parts(cell)
         names = self._from_vector(parts) if self._multi_hot else tuple(dict.fromkeys(self._name(part, where) for part in parts))
-        return self._same.setdefault(names, names)
+        names = self._same.setdefault(names, names)
+        if isinstance(cell, str):
+            self._texts[cell] = names
+        return names
 
     def _parts(self, cell: Any) -> list[Any]:
         if isinstance(cell, str):

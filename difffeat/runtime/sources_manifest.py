@@ -88,7 +88,7 @@ class _Rows:
     def __init__(self, places: Sequence[str], base: str | None, options: SourceOptions) -> None:
         self.columns, self.separated = Columns.of(options), suffix_of(places[0]) in SEPARATED
         self.classes: tuple[str, ...] = ()
-        self._places, self._base = places, base
+        self._places, self._bases = places, {place: parent(place) if base is None else base for place in places}
 
     def rows(self) -> Iterator[tuple[str, int, Row]]:
         """(file, number in it from 1, row) of everything."""
@@ -102,7 +102,7 @@ class _Rows:
             return None, None
         if not isinstance(value, str):
             raise SampleError(f"'image' must be a path, found {type(value).__name__}.")
-        return blob_at(parent(place) if self._base is None else self._base, value), value
+        return blob_at(self._bases[place], value), value
 
 
 class _Tables:
@@ -116,12 +116,12 @@ class _Tables:
         declared = first.image_features()
         if options.image_column is None and "image" not in first.schema.names and len(declared) == 1:
             columns = Columns(**{**vars(columns), "image": (declared[0],)})
-        self.columns, self._base = columns, base
+        self.columns, self._bases = columns, {place: parent(place) if base is None else base for place in places}
         names = next((name for name in columns.labels if name in first.schema.names), "")
         self.classes = first.class_names(names)
         self._kind = first.image_kind(columns.image[0]) if columns.image[0] in first.schema.names else None
         files = [(table.place, table.count) for table in self._tables]
-        self._cells = Cells(files, columns.image[0], parent(places[0]) if base is None else base) if self._kind in ("bytes", "struct") else None
+        self._cells = Cells(files, columns.image[0], self._bases[places[0]]) if self._kind in ("bytes", "struct") else None
 
     def rows(self) -> Iterator[tuple[str, int, Row]]:
         """(file, number in it from 1, row) of everything."""
@@ -140,7 +140,7 @@ class _Tables:
     def image(self, place: str, number: int, index: int, value: Any) -> tuple[Blob | None, str | None]:
         """Where the image of a row lies (its number in the file from 1, over all files from 0), and its name. Raises SampleError."""
         if self._cells is None:
-            return (blob_at(parent(place) if self._base is None else self._base, value), value) if value else (None, None)
+            return (blob_at(self._bases[place], value), value) if value else (None, None)
         return CellBlob(self._cells, index), value or f"{os.path.basename(place)}#{number}"
 
 
@@ -178,7 +178,6 @@ def _listed(reader: _Rows | _Tables, options: SourceOptions, name: str, class_na
 
 def _add(listing: _Listing, reader: _Rows | _Tables, labels: LabelReader, place: str, number: int, row: Row) -> None:
     """One row's sample; what is wrong with it becomes its problem."""
-    where = f"{place}, row {number}"
     total = len(listing.samples)
     try:
         if isinstance(row, SampleError):
@@ -188,7 +187,7 @@ def _add(listing: _Listing, reader: _Rows | _Tables, labels: LabelReader, place:
         listing.seen.update(row)
         listing.samples.append(_sample(listing, reader, labels, place, number, row))
     except SampleError as error:
-        listing.first_problem = listing.first_problem or (str(error) if str(error).startswith(place) else f"{where}: {error}")
+        listing.first_problem = listing.first_problem or (str(error) if str(error).startswith(place) else f"{place}, row {number}: {error}")
         listing.broken += 1
         name = _value(row, reader.columns.id) if isinstance(row, dict) else None
         listing.samples.append(broken_sample(f"{total:09d}" if name in (None, "") else str(name), f"{os.path.basename(place)}#{number}", str(error)))
@@ -230,14 +229,20 @@ def without_suffix(path: str) -> str:
 
 
 def _value(row: Any, names: Sequence[str]) -> Any:
-    return next((row[name] for name in names if name in row), None)
+    for name in names:
+        if name in row:
+            return row[name]
+    return None
 
 
 def read_captions(value: Any, separated: bool = False) -> tuple[tuple[str, ...], str | None]:
     """Captions of a cell, and what is wrong with it; `separated`: by `|`."""
     if value is None:
         return (), None
-    parts = (value.split("|") if separated else [value]) if isinstance(value, str) else value
+    if isinstance(value, str) and not (separated and "|" in value):
+        text = value.strip()
+        return ((text,) if text else ()), None
+    parts = value.split("|") if isinstance(value, str) else value
     if not isinstance(parts, list | tuple) or not all(isinstance(part, str | int) for part in parts):
         return (), f"'captions' must be a string or a list of strings, found {str(value)[:80]}."
     return tuple(text for part in parts if (text := str(part).strip())), None
