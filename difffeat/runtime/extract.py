@@ -23,6 +23,7 @@ from difffeat.runtime.feeds import batch_noise, open_captions
 from difffeat.runtime.files import Files
 from difffeat.runtime.latents import LatentCache
 from difffeat.runtime.manifest import Manifest, Receipt
+from difffeat.runtime.origin import Origin
 from difffeat.runtime.preprocess import quiet_pillow
 from difffeat.runtime.progress import Clock, Progress, Summary
 from difffeat.runtime.samples import Sample, Source
@@ -30,6 +31,7 @@ from difffeat.runtime.writer import StoreWriter, sample_columns, samples_digest
 
 SHARD_BYTES = 256 << 20
 FP16_MAX = 65504.0
+MAX_BAD_FRACTION = 0.5
 PREFETCH = 3
 """Batches that are prepared while the engine works on another."""
 
@@ -49,15 +51,16 @@ def extract(
     num_workers: int | None = None,
     length_multiple: int = 8,
     overwrite: bool = False,
-    max_bad_fraction: float = 0.5,
+    max_bad_fraction: float = MAX_BAD_FRACTION,
     progress: Callable[[Progress], None] | None = None,
+    origin: Origin | None = None,
     files: Files | None = None,
 ) -> Summary:
     """Extract every sample of a source into the store `out`; begun before, it goes on where it was.
 
     **Arguments:** `engine` open; `run` seed, draws, preprocessing, captions, stored type; `latents_engine` the artifact's VAE graph, `latent_cache`
     a store of latents in its place; `table` of a sweep graph; `tokenizer` of a text graph; `batch_size` and `shard_size` are part of the store's
-    identity, `num_workers` is not.
+    identity, `num_workers` is not; `origin` where artifact and source lie, kept beside the manifest of a new store.
 
     Raises SourceFormatError (a modality is missing), StoreMismatch, StoreLocked, StoreWriteError, TooManyBadSamples, NonFiniteFeature, EngineError,
     Interrupted.
@@ -82,7 +85,7 @@ def extract(
     clock = Clock(len(source), progress)
     with (
         quiet_pillow(),
-        StoreWriter(out, manifest, columns, overwrite=overwrite, files=files) as writer,
+        StoreWriter(out, manifest, columns, overwrite=overwrite, origin=origin, files=files) as writer,
         ThreadPoolExecutor(workers, "decode") as pool,
     ):
         job = _Job(engine, source.samples, run, manifest, writer, feeder, per_timestep(engine, table), max_bad_fraction, clock)

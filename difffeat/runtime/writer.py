@@ -27,6 +27,7 @@ from difffeat.runtime.manifest import (
     require_same,
     shard_path,
 )
+from difffeat.runtime.origin import ORIGIN, Origin
 from difffeat.runtime.samples import Sample
 
 Columns = dict[str, list[Any]]
@@ -57,8 +58,10 @@ class StoreWriter:
     Raises StoreLocked, StoreMismatch (resume with another configuration), ConfigError (the folder holds something else), StoreWriteError.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, columns: Columns, *, overwrite: bool = False, files: Files | None = None) -> None:
-        self.path, self.manifest, self._columns, self._overwrite = path, manifest, columns, overwrite
+    def __init__(
+        self, path: Path, manifest: Manifest, columns: Columns, *, overwrite: bool = False, origin: Origin | None = None, files: Files | None = None
+    ) -> None:
+        self.path, self.manifest, self._columns, self._overwrite, self._origin = path, manifest, columns, overwrite, origin
         self._files = files or Files()
         self._lock = Lock(path, self._files)
         self._manifest_digest = manifest.digest
@@ -91,12 +94,14 @@ class StoreWriter:
                 self._files.make_folder(self.path / folder)
             self._files.fsync(self.path)
             self._write_samples()
+            if self._origin is not None:
+                self._origin.write(self.path, self._files)
             self._files.commit_json(self.path / MANIFEST, self.manifest.to_dict())
             self._files.fsync(self.path.parent)
 
     def _clear(self) -> None:
         """Delete an older store; its manifest first, so that a kill midway leaves no store rather than half of one."""
-        for name in (MANIFEST, SAMPLES, QUARANTINE):
+        for name in (MANIFEST, SAMPLES, QUARANTINE, ORIGIN):
             if (self.path / name).exists():
                 self._files.remove(self.path / name)
                 self._files.fsync(self.path)
@@ -175,7 +180,7 @@ def _refuse_foreign(path: Path) -> None:
         return
     if not path.is_dir():
         raise ConfigError(f"{path} is a file; choose another -o.")
-    own = {MANIFEST, SAMPLES, QUARANTINE, "shards", "receipts", "lock"}
+    own = {MANIFEST, SAMPLES, QUARANTINE, ORIGIN, "shards", "receipts", "lock"}
     foreign = sorted(entry.name for entry in path.iterdir() if entry.name not in own and not entry.name.endswith(".tmp"))
     if foreign:
         raise ConfigError(f"{path} holds files that are no store's ({', '.join(foreign[:4])}); choose another -o.")

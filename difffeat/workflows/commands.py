@@ -13,7 +13,8 @@ from typing import Any
 from difffeat.engines import Artifact, EngineOptions, open_engine
 from difffeat.errors import ConfigError, NotYetAvailable
 from difffeat.recipe import RunRecipe, format_timestep
-from difffeat.runtime.extract import Progress, Summary, extract
+from difffeat.runtime.extract import MAX_BAD_FRACTION, Progress, Summary, extract
+from difffeat.runtime.origin import Origin
 from difffeat.runtime.sources import open_source
 from difffeat.runtime.sources_options import SourceOptions
 
@@ -203,6 +204,7 @@ def run_extract(
             overwrite=overwrite,
             max_bad_fraction=max_bad_fraction,
             progress=progress_line(say),
+            origin=_origin(opened, source, device, options, source_options, latents, max_bad_fraction),
         )
     return _extract_result(summary)
 
@@ -210,6 +212,23 @@ def run_extract(
 def source_name(source: str) -> str:
     """A file name for what comes of a source: its last part without suffix, and without what patterns and URLs are made of."""
     return re.sub(r"[^\w.-]+", "-", PurePath(source).stem).strip("-.") or "source"
+
+
+def _origin(
+    artifact: Artifact,
+    source: str,
+    device: str | None,
+    options: EngineOptions,
+    source_options: SourceOptions,
+    latents: Path | None,
+    max_bad_fraction: float,
+) -> Origin:
+    """Artifact and source as given, and those options that the manifest does not hold."""
+    given: dict[str, Any] = {"device": device, "latents": latents, **vars(source_options)}
+    given |= {name: True for name, value in vars(options).items() if value is True}
+    if max_bad_fraction != MAX_BAD_FRACTION:
+        given["max_bad_fraction"] = max_bad_fraction
+    return Origin.of(str(artifact.path), source, given, defaults={"device": None, "latents": None, **vars(SourceOptions())})
 
 
 def newest_artifact(say: Say) -> Artifact:
