@@ -21,7 +21,7 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, help="Features from diffusion transformers."
 )
 bench_app = typer.Typer(no_args_is_help=True, help="Measured claims: every speed figure comes from here.")
-store_app = typer.Typer(no_args_is_help=True, help="Look into a feature store and check it.")
+store_app = typer.Typer(no_args_is_help=True, help="Look into a feature store, check and repair it, compare two, or write one for other tools.")
 app.add_typer(bench_app, name="bench")
 app.add_typer(store_app, name="store")
 
@@ -388,10 +388,10 @@ def bench_text(
 
 @store_app.command("info")
 def store_info(path: Annotated[Path, typer.Argument(help="Feature store.")], as_json: Json = False) -> None:
-    """The same as inspect."""
-    from difffeat.workflows.inspecting import run_inspect
+    """Rows, quarantine by reason, taps, classes, recipe and engine of a store, and how to go on where it is unfinished."""
+    from difffeat.workflows.storing import run_info
 
-    _emit(run_inspect(path), as_json)
+    _emit(run_info(path), as_json)
 
 
 @store_app.command("verify")
@@ -400,6 +400,37 @@ def store_verify(path: Annotated[Path, typer.Argument(help="Feature store.")], a
     from difffeat.workflows.inspecting import run_verify_store
 
     _emit(run_verify_store(path), as_json)
+
+
+@store_app.command("diff")
+def store_diff(
+    a: Annotated[Path, typer.Argument(help="Feature store.")],
+    b: Annotated[Path, typer.Argument(help="Feature store to hold against it.")],
+    taps: Annotated[str | None, typer.Option(help="Taps such as b12/t30, or b12/t30=b8/t30 for unlike ones; default: all that both have.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare two stores sample by sample: norms, cosines, distances, linear CKA, and how their configurations differ."""
+    from difffeat.workflows.storing import run_diff
+
+    _emit(run_diff(a, b, taps=taps), as_json)
+
+
+@store_app.command("convert")
+def store_convert(
+    path: Annotated[Path, typer.Argument(help="Feature store.")],
+    to: Annotated[str, typer.Option("--to", help="npy (autofaiss, embedding_reader), parquet (Hugging Face datasets) or webdataset.")],
+    output: Output = None,
+    taps: Annotated[str | None, typer.Option(help="Taps such as b12/t30, separated by commas; default: all.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="fp16 or fp32; default: the store's own.")] = None,
+    rows_per_file: Annotated[int, typer.Option(help="Most rows in a file.")] = 100_000,
+    keep_quarantined: Annotated[bool, typer.Option("--keep-quarantined", help="Keep rows that failed: zeros, with valid = false.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a store in a layout that other tools read; features keep every bit, quarantined rows are left out."""
+    from difffeat.workflows.storing import run_convert
+
+    result = run_convert(path, output, to, taps=taps, dtype=dtype, rows_per_file=rows_per_file, keep_quarantined=keep_quarantined)
+    _emit(result, as_json)
 
 
 def read_config(path: Path) -> dict[str, Any]:

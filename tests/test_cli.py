@@ -78,6 +78,8 @@ VERBS = (
     "bench throughput",
     "bench grid",
     "bench text",
+    "store convert",
+    "store diff",
     "store info",
     "store verify",
 )
@@ -215,7 +217,7 @@ def test_quarantine_ends_with_exit_code_3_and_says_where(run: Run, images: Path)
     result = run("extract", exported("image").path, images, "-o", "out")
     assert result.code == 3
     assert "1 samples are in quarantine; the reasons stand in out/quarantine.jsonl" in result.out
-    assert "02: DecodeError at decode" in run("store", "info", "out").out
+    assert "1 × DecodeError at decode; the first is 02: " in run("store", "info", "out").out
 
 
 def test_a_resume_with_another_option_names_the_difference(run: Run, images: Path) -> None:
@@ -238,6 +240,15 @@ def test_verify_tells_a_whole_store_from_a_spoiled_one(run: Run, images: Path) -
     assert result.code == 5
     assert "StoreCorrupt: 1 problems in out:" in result.err
     assert "00000.safetensors is corrupt: its SHA-256 is not the receipt's" in result.err
+
+
+def test_convert_and_diff_print_what_they_did(run: Run, images: Path) -> None:
+    run("extract", exported("image").path, images, "-o", "a")
+    run("extract", exported("image").path, images, "-o", "b", "--seed", "1")
+    assert run("store", "convert", "a", "--to", "npy", "-o", "npy", "--json").json["rows"] == 6
+    compared = run("store", "diff", "a", "b", "--json").json
+    assert compared["samples"]["compared"] == 6
+    assert compared["recipe"] == ["recipe.run.seed: 0 -> 1"]
 
 
 def test_a_graph_of_someone_else_is_refused(run: Run, images: Path, tmp_path: Path) -> None:

@@ -173,14 +173,19 @@ def read_receipt(store: Path, manifest: Manifest, shard: int) -> Receipt | None:
 
 def require_same(found: Manifest, asked: Manifest, store: Path) -> None:
     """Raises StoreMismatch naming every field in which a resume differs from how the store was begun."""
-    differences = list(_differences("", found.to_dict(), asked.to_dict()))
-    if differences:
-        listed = "\n  ".join(differences[:20])
-        more = f"\n  and {len(differences) - 20} more" if len(differences) > 20 else ""
+    different = differences(found.to_dict(), asked.to_dict())
+    if different:
+        listed = "\n  ".join(different[:20])
+        more = f"\n  and {len(different) - 20} more" if len(different) > 20 else ""
         raise StoreMismatch(
             f"{store} was begun with another configuration; features of two must not mix. It has -> you asked for:\n  {listed}{more}\n"
             "Repeat the first configuration to go on, choose another -o, or pass --overwrite to begin anew."
         )
+
+
+def differences(found: Any, asked: Any) -> list[str]:
+    """A line `where.field: this -> that` for each place in which two JSON documents differ."""
+    return list(_differences("", found, asked))
 
 
 def _differences(path: str, found: Any, asked: Any) -> Any:

@@ -139,6 +139,16 @@ class Store:
         return self._samples["captions"]
 
     @property
+    def images(self) -> list[str | None]:
+        """Path of each row's image as its source names it; None where there is none."""
+        return self._samples["image"]
+
+    @property
+    def label_names(self) -> list[list[str] | None]:
+        """Class names of each row; None where the source had none."""
+        return self._samples["labels"]
+
+    @property
     def labels(self) -> np.ndarray | None:
         """Multi-hot labels, uint8 [n, C]; None where the source had none."""
         return self._labels
@@ -171,6 +181,13 @@ class Store:
     def finished_shards(self) -> int:
         """How many shards have their receipt."""
         return sum(receipt is not None for receipt in self._receipts)
+
+    def shards(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+        """(first row, arrays by tap and `valid`) of each finished shard with rows in start..stop, in order; mapped only while it is looked at."""
+        end = len(self) if stop is None else stop
+        for shard, (first, rows) in enumerate(zip(self._manifest.first_rows, self._manifest.shards, strict=True)):
+            if self._receipts[shard] is not None and first < end and first + rows > start:
+                yield first, self._shard(shard)
 
     @cached_property
     def _samples(self) -> dict[str, list[Any]]:

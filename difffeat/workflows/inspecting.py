@@ -13,7 +13,8 @@ from difffeat.engines.cost import Cost, graph_cost
 from difffeat.errors import ConfigError, StoreCorrupt
 from difffeat.recipe import format_timestep
 from difffeat.runtime.manifest import MANIFEST
-from difffeat.runtime.store import Store, verify
+from difffeat.runtime.store import verify
+from difffeat.workflows.describing import describe_store
 
 
 def run_inspect(path: Path) -> dict[str, Any]:
@@ -23,7 +24,7 @@ def run_inspect(path: Path) -> dict[str, Any]:
     if (path / MODEL_FILE).is_file():
         return _artifact(Artifact.open(path))
     if (path / MANIFEST).is_file():
-        return _store(Store.open(path, partial=True))
+        return describe_store(path)
     raise ConfigError(f"{path} is neither an artifact (no {MODEL_FILE}), nor a plan, nor a feature store (no {MANIFEST}).")
 
 
@@ -91,23 +92,6 @@ def _plan(path: Path) -> dict[str, Any]:
         f"(tuned for {profile['opt_batch']}), sealed"
     )
     return {"path": str(path), "sealed": True, **stored, "text": text}
-
-
-def _store(store: Store) -> dict[str, Any]:
-    manifest = store.manifest
-    bad = store.quarantined
-    done = store.finished_shards
-    lines = [
-        f"{store.path}: {len(store)} rows, {len(store.taps)} taps, {done} of {len(manifest['shards'])} shards, {store.recipe.run.store_dtype}",
-        *(f"  {name}: {list(shape)}" for name, shape in list(manifest["taps"].items())[:12]),
-        *([f"  and {len(store.taps) - 12} more"] if len(store.taps) > 12 else []),
-        f"  classes: {len(store.classes)}; quarantined: {len(bad)}",
-        *(f"    {entry['id']}: {entry['error']} at {entry['stage']}: {entry['message']}" for entry in bad[:5]),
-        f"  engine {manifest['engine']['name']} ({manifest['engine']['precision']}, {manifest['engine']['device']}), batch {manifest['batch_size']}",
-        f"  versions {', '.join(f'{name} {version}' for name, version in manifest['versions'].items())}",
-        f"  fingerprint {store.fingerprint}",
-    ]
-    return {"path": str(store.path), "manifest": manifest, "finished_shards": done, "quarantined": bad, "text": "\n".join(lines)}
 
 
 def run_verify_store(path: Path) -> dict[str, Any]:

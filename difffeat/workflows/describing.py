@@ -1,0 +1,107 @@
+"""What a user wants to know of a feature store: `difffeat inspect STORE` and `difffeat store info`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from difffeat.recipe import Recipe, format_timestep
+from difffeat.runtime.manifest import read_manifest
+from difffeat.runtime.origin import Origin, extract_command, read_origin
+from difffeat.runtime.store import Store
+
+SHOWN = 12
+"""Taps, classes and reasons that are printed; JSON has all."""
+
+
+def describe_store(path: Path) -> dict[str, Any]:
+    """Rows, quarantine, taps, classes, recipe, engine, and how to go on where it is unfinished. Raises StoreError with its subclasses."""
+    store = Store.open(path, partial=True)
+    origin = read_origin(path)
+    done, shards = store.finished_shards, len(store.manifest["shards"])
+    resume = None if done == shards else extract_command(path, read_manifest(path), origin)
+    facts: dict[str, Any] = {
+        "path": str(path),
+        "rows": len(store),
+        "valid": int(store.valid.sum()) if done else 0,
+        "quarantined": store.quarantined,
+        "reasons": _reasons(store),
+        "shards": shards,
+        "finished_shards": done,
+        "resume": resume,
+        "taps": {tap: store.manifest["taps"][tap] for tap in store.taps},
+        "classes": _positives(store),
+        "bytes": sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
+        "origin": None if origin is None else vars(origin),
+        "fingerprint": store.fingerprint,
+        "manifest": store.manifest,
+    }
+    return {**facts, "text": "\n".join(_lines(facts, store, origin))}
+
+
+def _reasons(store: Store) -> list[dict[str, Any]]:
+    """Why samples were set aside: each stage and error with its count and first sample, the most frequent first."""
+    counts = Counter((entry["stage"], entry["error"]) for entry in store.quarantined)
+    first = {(entry["stage"], entry["error"]): entry for entry in reversed(store.quarantined)}
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return [
+        {"stage": stage, "error": error, "count": count, "id": first[stage, error]["id"], "message": first[stage, error]["message"]}
+        for (stage, error), count in ordered
+    ]
+
+
+def _positives(store: Store) -> dict[str, int]:
+    """Rows that have each class, in the order of the label columns."""
+    labels = store.labels
+    return {} if labels is None else dict(zip(store.classes, np.sum(labels, axis=0, dtype=int).tolist(), strict=True))
+
+
+def _lines(facts: dict[str, Any], store: Store, origin: Origin | None) -> list[str]:
+    manifest = store.manifest
+    engine = manifest["engine"]
+    return [
+        f"{facts['path']}: {facts['rows']} rows ({facts['valid']} valid, {len(facts['quarantined'])} in quarantine), {len(facts['taps'])} taps, "
+        f"{facts['finished_shards']} of {facts['shards']} shards, {store.recipe.run.store_dtype}, {facts['bytes'] / 1e6:.1f} MB",
+        *([f"  unfinished; go on with: {facts['resume']}"] if facts["resume"] else []),
+        *_shown([f"  {name}: {list(shape)}" for name, shape in facts["taps"].items()], "taps"),
+        *_class_lines(facts["classes"]),
+        *_shown([_reason_line(reason) for reason in facts["reasons"]], "reasons"),
+        *_recipe_lines(store.recipe),
+        f"  engine {engine['name']} ({engine['precision']}, {engine['device']}), batch {manifest['batch_size']}",
+        f"  versions {', '.join(f'{name} {version}' for name, version in manifest['versions'].items())}",
+        *([f"  made from {origin.source} with {origin.artifact}"] if origin is not None else []),
+        f"  fingerprint {facts['fingerprint']}",
+    ]
+
+
+def _reason_line(reason: dict[str, Any]) -> str:
+    return f"  quarantine: {reason['count']} × {reason['error']} at {reason['stage']}; the first is {reason['id']}: {reason['message']}"
+
+
+def _class_lines(classes: dict[str, int]) -> list[str]:
+    if not classes:
+        return ["  no labels"]
+    ordered = sorted(classes.items(), key=lambda item: -item[1])
+    listed = ", ".join(f"{name} {count}" for name, count in ordered[:SHOWN])
+    rest = f", and {len(ordered) - SHOWN} more down to {ordered[-1][0]} {ordered[-1][1]}" if len(ordered) > SHOWN else ""
+    return [f"  {len(classes)} classes, rows with each: {listed}{rest}"]
+
+
+def _recipe_lines(recipe: Recipe) -> list[str]:
+    graph, run = recipe.graph, recipe.run
+    draws = f", {run.draws} draws" if run.draws > 1 else ""
+    prepared = f"captions {run.captions}" if graph.family == "plaid" else f"preprocessing {run.preprocessing}"
+    levels = [f"{format_timestep(t)} (log-SNR {snr:+.2f})" for t, snr in zip(graph.timesteps, graph.log_snr, strict=True)]
+    return [
+        f"  {graph.kind} graph of {graph.backbone} ({graph.origin} weights), {graph.precision}; blocks {', '.join(map(str, graph.blocks)) or '-'}; "
+        f"label {graph.label}",
+        f"  t = {', '.join(levels) or '-'}",
+        f"  noising {graph.noising}, seed {run.seed}{draws}; pooling {graph.pooling}; {prepared}",
+    ]
+
+
+def _shown(lines: list[str], what: str) -> list[str]:
+    return lines if len(lines) <= SHOWN else [*lines[:SHOWN], f"  and {len(lines) - SHOWN} more {what}"]

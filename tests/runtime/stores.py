@@ -1,0 +1,74 @@
+"""Small stores with chosen contents, for what reads stores; made by the extraction itself, from images whose colour is their row number."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from difffeat.engines.base import TensorSpec
+from difffeat.recipe import RunRecipe, parse_tap
+from difffeat.runtime.extract import extract
+from difffeat.runtime.sources import open_source
+from difffeat.runtime.store import Store
+from tests.runtime.fake import RECIPE, SIDE, FakeEngine
+
+
+class Recall(FakeEngine):
+    """An engine that knows the features of every row, and reads the row off the image's colour."""
+
+    def __init__(self, features: Mapping[str, np.ndarray], **recipe: Any) -> None:
+        super().__init__()
+        blocks, timesteps = zip(*map(parse_tap, features), strict=True)
+        self.recipe = replace(RECIPE, **{"blocks": tuple(sorted(blocks)), "timesteps": (timesteps[0],), **recipe})
+        self.features = {f"b{block}": values for block, values in zip(blocks, features.values(), strict=True)}
+        self.inputs = {"pixels": self.inputs["pixels"]}
+        self.outputs = {name: TensorSpec(name, "float32", ("batch", *values.shape[1:])) for name, values in self.features.items()}
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        self.runs += 1
+        colour = feeds["pixels"][:, 0, 0].astype(int)
+        rows = colour[:, 0] + 256 * colour[:, 1]
+        return {name: values[np.minimum(rows, len(values) - 1)].astype(np.float32) for name, values in self.features.items()}
+
+
+def make_source(folder: Path, count: int, *, ids: Sequence[str] | None = None, bad: Sequence[int] = (), labels: bool = True) -> Path:
+    """A manifest of images for `Recall`; those of `bad` are no images."""
+    folder.mkdir(parents=True)
+    lines = []
+    for row in range(count):
+        path = folder / f"{row}.png"
+        Image.new("RGB", (SIDE, SIDE), (row % 256, row // 256, 0)).save(path)
+        if row in bad:
+            path.write_bytes(b"no image")
+        name = f"s{row}" if ids is None else ids[row]
+        entry: dict[str, Any] = {"id": name, "image": path.name, "captions": [f"caption of {name}", "second"]}
+        if labels:
+            entry["labels"] = ["a"] if row % 2 else ["b", "a"]
+        lines.append(json.dumps(entry))
+    manifest = folder / "samples.jsonl"
+    manifest.write_text("\n".join(lines))
+    return manifest
+
+
+def make_store(
+    path: Path,
+    features: Mapping[str, np.ndarray],
+    *,
+    ids: Sequence[str] | None = None,
+    bad: Sequence[int] = (),
+    shard: int = 4,
+    labels: bool = True,
+    **recipe: Any,
+) -> Store:
+    """A finished store with these features [n, ...]; rows in `bad` are in quarantine. `<path>-source/samples.jsonl` is its source."""
+    values = next(iter(features.values()))
+    source = make_source(path.with_name(f"{path.name}-source"), len(values), ids=ids, bad=bad, labels=labels)
+    run = RunRecipe(store_dtype="fp32" if values.dtype == np.float32 else "fp16")
+    extract(Recall(features, **recipe), open_source(str(source)), path, run=run, batch_size=4, shard_size=shard, max_bad_fraction=1.0, num_workers=1)
+    return Store.open(path)
