@@ -19,7 +19,7 @@ class LabelReader:
 
     def __init__(self, classes: Sequence[str] = (), *, multi_hot: bool | None = None, separated: bool = False) -> None:
         self.classes, self._multi_hot, self._separated = tuple(classes), multi_hot, separated
-        self._known = frozenset(self.classes)
+        self._known, self._guessed = frozenset(self.classes), False
         self._same: dict[tuple[str, ...], tuple[str, ...]] = {}
         self._texts: dict[str, tuple[str, ...]] = {}
 
@@ -28,7 +28,7 @@ class LabelReader:
         if self._multi_hot is None:
             lists = [parts for cell in cells if cell is not None and (parts := self._parts(cell))]
             bits = all(len(parts) == len(self.classes) and all(_bit(part) is not None for part in parts) for parts in lists)
-            self._multi_hot = bool(lists) and len(self.classes) > 1 and bits
+            self._multi_hot, self._guessed = bool(lists) and len(self.classes) > 1 and bits, True
 
     def read(self, cell: Any, where: str) -> tuple[str, ...] | None:
         """Names of a cell; None for no cell, and for −1 (as published test sets without labels write it).
@@ -40,11 +40,20 @@ class LabelReader:
         if isinstance(cell, str) and cell in self._texts:
             return self._texts[cell]
         parts = self._parts(cell)
+        if self._guessed and not self._multi_hot:
+            self._refuse_vector(parts, where)
         names = self._from_vector(parts) if self._multi_hot else tuple(dict.fromkeys(self._name(part, where) for part in parts))
         names = self._same.setdefault(names, names)
         if isinstance(cell, str):
             self._texts[cell] = names
         return names
+
+    def _refuse_vector(self, parts: list[Any], where: str) -> None:
+        """The first rows were no vectors of 0 and 1; what can only be one must not be read as class numbers."""
+        if len(parts) == len(self.classes) > len(set(map(str, parts))) and all(_bit(part) is not None for part in parts):
+            raise SourceFormatError(
+                f"{where}: its labels look like a 0/1 vector, which those of earlier rows do not. Say what they are: --multi-hot or --no-multi-hot."
+            )
 
     def _parts(self, cell: Any) -> list[Any]:
         if isinstance(cell, str):

@@ -7,7 +7,7 @@ import io
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -64,10 +64,8 @@ class Columns:
         return tuple(dict.fromkeys((*self.image, *self.captions, *self.labels, *self.id, *self.vector)))
 
 
-def read_manifest(places: Sequence[str], base: str | None, options: SourceOptions, name: str, **facts: Any) -> Source:
+def read_manifest(places: Sequence[str], base: str | None, options: SourceOptions, name: str) -> Source:
     """Samples of one or several files of one kind; relative image paths are taken from `base` (None: where the file lies).
-
-    **Arguments:** `facts` is for readers built on this one: `class_names`, `notes`.
 
     In CSV and TSV several labels of a cell are separated by `|` or `;`, captions by `|`. An image is a path or URL, or, in Parquet and Arrow, bytes
     or a struct of `bytes` and `path`. Without an `id` column the id is the image's path without its suffix; for images in cells, and for captions
@@ -79,7 +77,7 @@ def read_manifest(places: Sequence[str], base: str | None, options: SourceOption
     if len(kinds) > 1:
         raise SourceFormatError(f"{name} names files of several kinds ({', '.join(sorted(kinds))}). Give those of one kind.")
     reader = _Tables(places, base, options) if kinds & set(TABLES) else _Rows(places, base, options)
-    return _listed(reader, options, name, **facts)
+    return _listed(reader, options, name)
 
 
 class _Rows:
@@ -115,7 +113,7 @@ class _Tables:
         first, columns = self._tables[0], Columns.of(options)
         declared = first.image_features()
         if options.image_column is None and "image" not in first.schema.names and len(declared) == 1:
-            columns = Columns(**{**vars(columns), "image": (declared[0],)})
+            columns = replace(columns, image=(declared[0],))
         self.columns, self._bases = columns, {place: parent(place) if base is None else base for place in places}
         names = next((name for name in columns.labels if name in first.schema.names), "")
         self.classes = first.class_names(names)
@@ -155,12 +153,16 @@ class _Listing:
     broken: int = 0
 
 
-def _listed(reader: _Rows | _Tables, options: SourceOptions, name: str, class_names: tuple[str, ...] = (), notes: tuple[str, ...] = ()) -> Source:
-    given = options.class_names() or class_names or reader.classes
-    columns = reader.columns
-    labels = LabelReader(columns.vector or given, multi_hot=True if columns.vector else options.multi_hot, separated=reader.separated)
-    if reader.classes and not columns.vector and options.multi_hot is None:
-        labels = LabelReader(given, multi_hot=False)  # a schema that declares class labels means their numbers
+def _label_reader(reader: _Rows | _Tables, options: SourceOptions) -> LabelReader:
+    """By columns of 0 and 1 where several were named; else by the classes of the options, or those that a schema declares for its numbers."""
+    if reader.columns.vector:
+        return LabelReader(reader.columns.vector, multi_hot=True)
+    multi_hot = False if reader.classes and options.multi_hot is None else options.multi_hot
+    return LabelReader(options.class_names() or reader.classes, multi_hot=multi_hot, separated=reader.separated)
+
+
+def _listed(reader: _Rows | _Tables, options: SourceOptions, name: str) -> Source:
+    columns, labels = reader.columns, _label_reader(reader, options)
     rows, listing = reader.rows(), _Listing()
     head = list(islice(rows, LOOKED_AT))
     labels.look([_value(row, columns.labels) for _, _, row in head if isinstance(row, dict)])
@@ -173,7 +175,7 @@ def _listed(reader: _Rows | _Tables, options: SourceOptions, name: str, class_na
     has_labels = any(sample.labels is not None for sample in listing.samples)
     classes = (labels.classes or multi_hot_classes(listing.samples)) if has_labels else ()
     told = (f"{listing.broken} rows cannot be read and will be in quarantine; the first: {listing.first_problem}",) if listing.broken else ()
-    return Source(name, tuple(listing.samples), classes, notes=(*notes, *told))
+    return Source(name, tuple(listing.samples), classes, notes=told)
 
 
 def _add(listing: _Listing, reader: _Rows | _Tables, labels: LabelReader, place: str, number: int, row: Row) -> None:
@@ -269,12 +271,13 @@ def _separated(place: str) -> Iterator[Row]:
     try:
         with open_place(place) as binary:
             file = io.TextIOWrapper(binary, encoding="utf-8-sig", newline="")
-            reader = csv.DictReader(file, delimiter="\t" if suffix_of(place) == ".tsv" else ",", strict=True)
+            reader = csv.reader(file, delimiter="\t" if suffix_of(place) == ".tsv" else ",", strict=True)
+            header = next(reader, [])
             for row in reader:
-                if None in row or None in row.values():
+                if len(row) == len(header):
+                    yield dict(zip(header, row, strict=True))
+                elif row:  # empty lines are passed over
                     yield SampleError(f"{place}, line {reader.line_num}: the row has another number of fields than the header.")
-                else:
-                    yield row
     except UnicodeDecodeError:
         raise SourceFormatError(f"{place} is not UTF-8 ({_undecodable(place)}). Save it as UTF-8.") from None
     except csv.Error as error:

@@ -45,8 +45,16 @@ def test_vectors_of_zeros_and_ones_are_recognised_by_their_length(cell: Any) -> 
 
 def test_one_row_of_another_length_means_numbers() -> None:
     reader = LabelReader(CLASSES)
-    reader.look([[0, 1, 1], [1]])
-    assert reader.read([0, 1, 1], "here") == ("cat", "dog")
+    reader.look([[0, 1, 2], [1]])
+    assert reader.read([0, 2], "here") == ("cat", "mat")
+
+
+@pytest.mark.parametrize("first", [[], [[0, 1, 2], [1]]])
+def test_a_vector_that_comes_after_other_rows_is_not_taken_for_numbers(first: list[Any]) -> None:
+    reader = LabelReader(CLASSES)
+    reader.look(first)
+    with pytest.raises(SourceFormatError, match=r"a.csv, row 2000: its labels look like a 0/1 vector, .* --multi-hot or --no-multi-hot"):
+        reader.read([0, 1, 1], "a.csv, row 2000")
 
 
 def test_what_was_said_is_not_guessed() -> None:
