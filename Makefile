@@ -1,5 +1,6 @@
 # make quickstart   the whole method on digit scenes: weights -> graphs -> features -> probes -> fusion -> report.html
 # make test         the test suite (offline, no GPU)
+# make faults       the long tests of what a store promises: killed everywhere, power cuts, full disks, corruption, races (about ten minutes)
 # make lint         ruff and pyright
 # make full-size    DiT-XL/2 and Plaid 1B at full size, random weights: export, parity, speed (about 24 GiB of memory)
 
@@ -7,7 +8,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: setup quickstart test lint full-size clean
+.PHONY: setup quickstart test faults lint full-size clean
 
 setup: $(STAMP)
 
@@ -21,6 +22,9 @@ quickstart: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+faults: setup
+	$(BIN)/python -m tests.faults
 
 lint: setup
 	$(BIN)/ruff check .

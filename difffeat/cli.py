@@ -5,6 +5,7 @@ Every option can also be set as an environment variable DIFFFEAT_<OPTION>, or in
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import sys
@@ -453,10 +454,16 @@ def _say(quiet: bool) -> Any:
 
     def say(message: str, end: str = "\n") -> None:
         if not quiet:
-            sys.stderr.write(message + end)
-            sys.stderr.flush()
+            _tell(message + end)
 
     return say
+
+
+def _tell(text: str) -> None:
+    """Write to standard error. Where nobody reads it any more (a closed terminal, a pipe that ended) the work goes on, or stops, as it should."""
+    with contextlib.suppress(OSError):
+        sys.stderr.write(text)
+        sys.stderr.flush()
 
 
 def _emit(result: dict[str, Any], as_json: bool) -> None:
@@ -489,10 +496,10 @@ def main() -> None:
     try:
         command()(standalone_mode=True)
     except DifffeatError as error:
-        sys.stderr.write(f"difffeat: {type(error).__name__}: {error}\n")
+        _tell(f"difffeat: {type(error).__name__}: {error}\n")
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        sys.stderr.write("difffeat: stopped.\n")
+        _tell("difffeat: stopped. What was finished is kept; run the same command again to go on.\n")
         sys.exit(130)
 
 

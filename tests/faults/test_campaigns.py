@@ -1,0 +1,32 @@
+"""The short form of every campaign; `make faults` runs the long one. Each runs in a process of its own, because most of them fork."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faults.__main__ import CAMPAIGNS
+
+ROOT = Path(__file__).parents[2]
+
+
+def short(name: str) -> list[dict[str, Any]]:
+    finished = subprocess.run(
+        [sys.executable, "-m", "tests.faults", "--short", "--json", name], cwd=ROOT, capture_output=True, text=True, timeout=280
+    )
+    assert finished.returncode in (0, 1), finished.stderr
+    return json.loads(finished.stdout)
+
+
+@pytest.mark.parametrize("name", CAMPAIGNS)
+def test_what_is_promised_holds(name: str) -> None:
+    outcomes = short(name)
+    assert outcomes
+    for found in outcomes:
+        assert found["differences"] == [], found["promise"]
+        assert found["reached"] == found["points"] > 0, found["promise"]
