@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from difffeat.runtime.blobs import FileBlob
 from difffeat.runtime.extract import Progress, extract
 from difffeat.runtime.samples import Sample, Source
 from tests.faults.forks import in_child
@@ -40,7 +41,7 @@ def campaign(size: Size, work: Path) -> Iterator[Outcome]:
 
 def _extract(kind: str, source: Path, out: Path, batches: int) -> dict[int, float]:
     """Resident MiB by the number of batches done."""
-    images = [source / f"{index:02d}.png" for index in (0, 1, 2, 4, 5, 6, 7)]
+    images = [FileBlob(str(source), f"{index:02d}.png") for index in (0, 1, 2, 4, 5, 6, 7)]
     samples = tuple(Sample(f"{index:06d}", images[index % 7], f"{index}", ("two the " * (1 + index % 3),)) for index in range(batches * BATCH))
     seen: dict[int, float] = {}
     extract(
