@@ -39,6 +39,14 @@ def broken_sample(identity: str, locator: str, reason: str) -> Sample:
     return Sample(identity, UnreadableBlob(reason), locator, problem=reason)
 
 
+def broken_notes(samples: Iterable[Sample]) -> tuple[str, ...]:
+    """A sentence that counts the rows that cannot be read and gives the first one's reason; none where all can."""
+    broken = [sample for sample in samples if isinstance(sample.image, UnreadableBlob)]
+    if not broken:
+        return ()
+    return (f"{len(broken)} rows cannot be read and will be in quarantine; the first is {broken[0].locator}: {broken[0].problem}",)
+
+
 @dataclass(frozen=True)
 class Source:
     """All samples in order.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from difffeat.errors import SourceError, SourceFormatError
 from difffeat.runtime.blobs import FileBlob
-from difffeat.runtime.samples import Sample, Source, broken_sample
+from difffeat.runtime.samples import Sample, Source, broken_notes, broken_sample
 from difffeat.runtime.sources_labels import LabelReader
 from difffeat.runtime.sources_manifest import without_suffix
 from difffeat.runtime.sources_options import SourceOptions, read_class_names
@@ -51,7 +51,7 @@ def read_vg500(root: Path, split: str, options: SourceOptions, name: str) -> Sou
             continue
         blob = FileBlob(str(root / folders.get(file, VG_IMAGES[0])), file)
         samples.append(Sample(without_suffix(file), blob, file, labels=labels.read(numbers[file], where)))
-    return Source(name, tuple(samples), labels.classes)
+    return Source(name, tuple(samples), labels.classes, notes=broken_notes(samples))
 
 
 def _indices(path: Path) -> dict[str, list[int]]:
@@ -110,7 +110,7 @@ def read_nus_wide(root: Path, split: str, options: SourceOptions, name: str) -> 
         else Sample(without_suffix(file), FileBlob(base, file), file, labels=tuple(names[row]))
         for row, file in enumerate(files)
     ]
-    return Source(name, tuple(samples), concepts)
+    return Source(name, tuple(samples), concepts, notes=broken_notes(samples))
 
 
 def _first(root: Path, names: tuple[str, ...] | list[str]) -> Path | None:

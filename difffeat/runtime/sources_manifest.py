@@ -17,7 +17,7 @@ from difffeat.runtime.blobs import Blob
 from difffeat.runtime.cells import CellBlob, Cells
 from difffeat.runtime.places import blob_at, open_place, parent, suffix_of
 from difffeat.runtime.remote import is_url, locate
-from difffeat.runtime.samples import IMAGE_SUFFIXES, Sample, Source, broken_sample, multi_hot_classes
+from difffeat.runtime.samples import IMAGE_SUFFIXES, Sample, Source, broken_notes, broken_sample, multi_hot_classes
 from difffeat.runtime.sources_labels import LabelReader
 from difffeat.runtime.sources_options import SourceOptions
 from difffeat.runtime.sources_tables import Table
@@ -174,8 +174,7 @@ def _listed(reader: _Rows | _Tables, options: SourceOptions, name: str) -> Sourc
     _require_asked(name, columns, listing)
     has_labels = any(sample.labels is not None for sample in listing.samples)
     classes = (labels.classes or multi_hot_classes(listing.samples)) if has_labels else ()
-    told = (f"{listing.broken} rows cannot be read and will be in quarantine; the first: {listing.first_problem}",) if listing.broken else ()
-    return Source(name, tuple(listing.samples), classes, notes=told)
+    return Source(name, tuple(listing.samples), classes, notes=broken_notes(listing.samples))
 
 
 def _add(listing: _Listing, reader: _Rows | _Tables, labels: LabelReader, place: str, number: int, row: Row) -> None:

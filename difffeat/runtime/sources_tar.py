@@ -14,7 +14,7 @@ from typing import Any
 from difffeat.errors import SampleError, SourceFormatError
 from difffeat.runtime.blobs import SliceBlob
 from difffeat.runtime.places import open_place, stem_of
-from difffeat.runtime.samples import IMAGE_SUFFIXES, Sample, Source, broken_sample, multi_hot_classes
+from difffeat.runtime.samples import IMAGE_SUFFIXES, Sample, Source, broken_notes, broken_sample, multi_hot_classes
 from difffeat.runtime.sources_labels import LabelReader
 from difffeat.runtime.sources_manifest import LOOKED_AT, Columns, read_captions
 from difffeat.runtime.sources_options import SourceOptions
@@ -49,7 +49,7 @@ def read_tars(places: Sequence[str], options: SourceOptions, name: str) -> Sourc
     names = _identities(entries, places)
     samples = tuple(_sample(entry, identity, labels) for entry, identity in zip(entries, names, strict=True))
     classes = (labels.classes or multi_hot_classes(samples)) if any(sample.labels is not None for sample in samples) else ()
-    return Source(name, samples, classes, +ignored)
+    return Source(name, samples, classes, +ignored, broken_notes(samples))
 
 
 @dataclass(slots=True)

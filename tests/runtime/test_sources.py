@@ -257,7 +257,7 @@ def test_a_row_that_cannot_be_read_keeps_its_place_and_says_why(kind: str, tmp_p
     for sample, message in zip(source.samples[1:], messages, strict=True):
         assert message in reason(sample)
         assert sample.problem == reason(sample)
-    assert source.notes[0].startswith(f"2 rows cannot be read and will be in quarantine; the first: {tmp_path / name}, ")
+    assert source.notes == (f"2 rows cannot be read and will be in quarantine; the first is {name}#2: {source.samples[1].problem}",)
 
 
 def test_a_caption_that_is_no_text_spoils_the_captions_alone(tmp_path: Path) -> None:

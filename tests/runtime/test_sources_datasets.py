@@ -208,6 +208,7 @@ def test_nus_wide(part: str, tmp_path: Path) -> None:
     assert train.classes == ("airport", "lake")
     assert labels(train) == {"actor/0001_2124494179": ("airport", "lake"), "actor/0002_174174086": (), "zoo/0003_1": None}
     assert train.samples[2].problem == "Labels_lake_Train.txt, line 3 holds '-1130179', neither 0 nor 1. Mend the label."
+    assert train.notes[0].startswith("1 rows cannot be read and will be in quarantine; the first is zoo/0003_1.jpg: Labels_lake_Train.txt")
     assert labels(test) == {"zoo/0004_2": ("lake",)}
     assert readable(test)
     write(root, {f"{part}TrainTestLabels/Labels_lake_Train.txt": "1\n"})

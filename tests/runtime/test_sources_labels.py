@@ -95,7 +95,7 @@ def test_several_columns_of_zeros_and_ones_are_classes(tmp_path: Path) -> None:
     assert source.classes == ("cat", "dog")
     assert [sample.labels for sample in source.samples] == [("cat",), ("cat", "dog"), (), None]
     assert source.samples[3].problem == "its label vector holds '-1', neither 0 nor 1."
-    assert source.notes == (f"1 rows cannot be read and will be in quarantine; the first: {tmp_path}/a.csv, row 4: {source.samples[3].problem}",)
+    assert source.notes == (f"1 rows cannot be read and will be in quarantine; the first is a.csv#4: {source.samples[3].problem}",)
 
 
 def test_classes_that_are_numbers_are_ordered_as_numbers(tmp_path: Path) -> None:

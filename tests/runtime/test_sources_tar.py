@@ -123,6 +123,7 @@ def test_a_bad_sample_keeps_its_place_and_says_why(members: dict[str, bytes], me
     source = open_source(shard(tmp_path / "a.tar", {**members, "z.png": b""}))
     assert [sample.id for sample in source.samples] == ["a", "z"]
     assert message in reason(source.samples[0])
+    assert source.notes[0].startswith("1 rows cannot be read and will be in quarantine; the first is a.tar/")
 
 
 def test_captions_that_are_no_text_spoil_the_captions_alone(tmp_path: Path) -> None:
