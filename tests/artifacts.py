@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import shutil
 import tempfile
 from functools import cache
@@ -40,14 +41,23 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "text-sweep": {"kind": "text-sweep", "blocks": (0, 2), "timesteps": (0.0, 0.05, 0.5), "noising": "random"},
     "text-sweep-mean": {"kind": "text-sweep", "blocks": (2,), "timesteps": (0.0, 0.05), "noising": "mean"},
 }
+LENT = "DIFFFEAT_TESTS_ARTIFACTS"
+"""Names the folder in which a parent process has exported artifacts."""
 WITH_LATENTS = ("from-latents", "sweep")
 """Which of the graphs that take latents have the autoencoder's graph beside them."""
 
 
 @cache
 def exported(name: str) -> Artifact:
-    """The artifact `name` of `OPTIONS`, exported when it is first asked for and shared by the whole session: only to be read."""
-    return export_named(name, _session_folder() / name).artifact
+    """The artifact `name` of `OPTIONS`, exported when it is first asked for, shared by the session and what it lends it to: only to be read."""
+    lent = Path(os.environ.get(LENT, "")) / name
+    return Artifact.open(lent) if LENT in os.environ and lent.is_dir() else export_named(name, _session_folder() / name).artifact
+
+
+def lend(*names: str) -> dict[str, str]:
+    """The environment of a sub-process that is to use these artifacts of ours."""
+    folders = {exported(name).path.parent for name in names}
+    return {**os.environ, LENT: str(folders.pop())}
 
 
 @cache

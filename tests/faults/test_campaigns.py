@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.artifacts import lend
 from tests.faults.__main__ import CAMPAIGNS
 
 ROOT = Path(__file__).parents[2]
@@ -21,7 +22,8 @@ SHARING = ("parsers", "hostile")
 
 def short(*names: str) -> list[dict[str, Any]]:
     command = [sys.executable, "-m", "tests.faults", "--short", "--json", *names]
-    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
+    environment = lend("sweep") if names == SHARING else None
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280, env=environment)
     assert finished.returncode in (0, 1), finished.stderr
     return json.loads(finished.stdout)
 
