@@ -210,6 +210,11 @@ def extract(
     latents: Annotated[Path | None, typer.Option(help="Latent cache: the store of a --graph latents artifact.")] = None,
     max_bad_fraction: Annotated[float, typer.Option(help="Stop when more than this share of samples is bad.")] = 0.5,
     executor: Annotated[str, typer.Option(help="local (ray comes with a later release).")] = "local",
+    append: Annotated[bool, typer.Option("--append", help="Add the samples that the store lacks; what is there keeps its bytes.")] = False,
+    retry_quarantined: Annotated[
+        bool, typer.Option("--retry-quarantined", help="Run quarantined samples again, whose files may have been mended.")
+    ] = False,
+    allow_rebatch: Annotated[bool, typer.Option("--allow-rebatch", help="Go on with another batch size; the manifest records it.")] = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
     *,
@@ -217,6 +222,7 @@ def extract(
 ) -> None:
     """Stream samples through a graph into a feature store. Stopped or killed, the same command goes on where it was."""
     from difffeat.engines import EngineOptions
+    from difffeat.runtime.matching import one_mode
     from difffeat.workflows.commands import run_extract
 
     options = EngineOptions(
@@ -225,8 +231,8 @@ def extract(
     result = run_extract(
         artifact, source, output, engine=engine, device=device, threads=threads, options=options, batch_size=batch_size, shard_size=shard_size,
         num_workers=num_workers, seed=seed, draws=draws, preprocess=preprocess, captions=captions, truncate=truncate, store_dtype=store_dtype,
-        latents=latents, source_options=source_options, max_bad_fraction=max_bad_fraction, executor=executor, overwrite=overwrite,
-        say=_say(as_json),
+        latents=latents, source_options=source_options, max_bad_fraction=max_bad_fraction, executor=executor,
+        mode=one_mode(append, retry_quarantined), rebatch=allow_rebatch, overwrite=overwrite, say=_say(as_json),
     )  # fmt: skip
     _emit(result, as_json)
     raise typer.Exit(result["exit_code"])

@@ -25,17 +25,17 @@ from difffeat.runtime.tokens import Captions, batches_by_length, pad_tokens
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a sample went to quarantine. `row` counts within its shard."""
+    """Why a sample went to quarantine. `row` counts within the rows that were planned together."""
 
     row: int
     id: str
     stage: str
     error: SampleError
 
-    def entry(self, first_row: int) -> dict[str, Any]:
-        """As it stands in the receipt."""
+    def entry(self, first_row: int, rows: np.ndarray) -> dict[str, Any]:
+        """As it stands in the receipt: `rows` are those that were planned, counted within their shard, which begins at `first_row`."""
         kind = type(self.error).__name__
-        return {"row": first_row + self.row, "id": self.id, "stage": self.stage, "error": kind, "message": str(self.error)}
+        return {"row": first_row + int(rows[self.row]), "id": self.id, "stage": self.stage, "error": kind, "message": str(self.error)}
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import os
 import time
@@ -16,18 +15,21 @@ from typing import Any
 import numpy as np
 
 from difffeat.engines.base import Engine, Pending
-from difffeat.errors import ConfigError, Interrupted, NonFiniteFeature, SourceFormatError, TooManyBadSamples
+from difffeat.errors import ConfigError, Interrupted, NonFiniteFeature, SourceFormatError, StoreIncomplete, TooManyBadSamples
 from difffeat.recipe import Recipe, RunRecipe, tap_name
 from difffeat.runtime.batches import Batch, Failure, Feeder, Prepared, make_feeder, per_timestep, tap_shapes
 from difffeat.runtime.feeds import batch_noise, open_captions
 from difffeat.runtime.files import Files
 from difffeat.runtime.latents import LatentCache
-from difffeat.runtime.manifest import Manifest, Receipt
+from difffeat.runtime.manifest import Manifest, Receipt, SamplesPart, shard_path
+from difffeat.runtime.matching import Mode, cut
 from difffeat.runtime.origin import Origin
 from difffeat.runtime.preprocess import quiet_pillow
 from difffeat.runtime.progress import Clock, Progress, Summary
 from difffeat.runtime.samples import Sample, Source
-from difffeat.runtime.writer import StoreWriter, sample_columns, samples_digest
+from difffeat.runtime.store import DIGEST_BYTES, map_shard
+from difffeat.runtime.table import Columns, sample_columns, samples_digest
+from difffeat.runtime.writer import StoreWriter
 
 SHARD_BYTES = 256 << 20
 FP16_MAX = 65504.0
@@ -51,6 +53,8 @@ def extract(
     num_workers: int | None = None,
     length_multiple: int = 8,
     overwrite: bool = False,
+    mode: Mode = Mode.RESUME,
+    rebatch: bool = False,
     max_bad_fraction: float = MAX_BAD_FRACTION,
     progress: Callable[[Progress], None] | None = None,
     origin: Origin | None = None,
@@ -60,7 +64,8 @@ def extract(
 
     **Arguments:** `engine` open; `run` seed, draws, preprocessing, captions, stored type; `latents_engine` the artifact's VAE graph, `latent_cache`
     a store of latents in its place; `table` of a sweep graph; `tokenizer` of a text graph; `batch_size` and `shard_size` are part of the store's
-    identity, `num_workers` is not; `origin` where artifact and source lie, kept beside the manifest of a new store.
+    identity, `num_workers` is not; `mode` whether to add the samples that the store lacks, or to retry those in quarantine; `rebatch` lets a store go
+    on with another batch size; `origin` where artifact and source lie, kept beside the manifest of a new store.
 
     Raises SourceFormatError (a modality is missing), StoreMismatch, StoreLocked, StoreWriteError, TooManyBadSamples, NonFiniteFeature, EngineError,
     Interrupted.
@@ -82,18 +87,16 @@ def extract(
     columns = sample_columns(source.samples)
     manifest = _manifest(engine, source, run, columns, batch_size, shard_size, {"length_multiple": length_multiple} if captions else {}, cache)
     workers = num_workers or os.cpu_count() or 1
-    clock = Clock(len(source), progress)
     with (
         quiet_pillow(),
-        StoreWriter(out, manifest, columns, overwrite=overwrite, origin=origin, files=files) as writer,
+        StoreWriter(out, manifest, columns, mode=mode, overwrite=overwrite, rebatch=rebatch, origin=origin, files=files) as writer,
         ThreadPoolExecutor(workers, "decode") as pool,
     ):
-        job = _Job(engine, source.samples, run, manifest, writer, feeder, per_timestep(engine, table), max_bad_fraction, clock)
-        receipts, skipped = job.run(pool)
+        clock = Clock(writer.manifest.rows, progress)
+        job = _Job(engine, source.samples, run, writer, feeder, per_timestep(engine, table), max_bad_fraction, clock, mode is Mode.RETRY)
+        receipts = job.run(pool)
         writer.finish(receipts)
-    bad = sum(len(receipt.quarantined) for receipt in receipts)
-    seconds = time.perf_counter() - clock.started
-    return Summary(out, len(source), bad, len(receipts) - skipped, skipped, clock.done - clock.before, seconds, clock.stages, dict(source.ignored))
+    return job.summary(receipts, source)
 
 
 @dataclass
@@ -103,17 +106,25 @@ class _Job:
     engine: Engine
     samples: Sequence[Sample]
     recipe: RunRecipe
-    manifest: Manifest
     writer: StoreWriter
     feeder: Feeder
     runs: list[tuple[float | None, dict[str, np.ndarray]]]
     max_bad_fraction: float
     clock: Clock
+    retry: bool = False
+    retried: int = 0
+    failed_again: int = 0
+    skipped: int = 0
     under_way: deque[tuple[_Work, float | None, int, Pending]] = field(default_factory=deque)
     receipts: dict[int, Receipt | None] = field(default_factory=dict)
 
-    def run(self, pool: ThreadPoolExecutor) -> tuple[list[Receipt], int]:
-        """All receipts in order, and how many were there before. Raises Interrupted when the user stops it."""
+    @property
+    def manifest(self) -> Manifest:
+        """The store's manifest as it will be."""
+        return self.writer.manifest
+
+    def run(self, pool: ThreadPoolExecutor) -> list[Receipt]:
+        """All receipts in order. Raises Interrupted when the user stops it."""
         try:
             return self._run(pool)
         except KeyboardInterrupt:
@@ -123,17 +134,11 @@ class _Job:
                 "Run the same command again to go on."
             ) from None
 
-    def _run(self, pool: ThreadPoolExecutor) -> tuple[list[Receipt], int]:
-        receipts = [self.writer.receipt(shard) for shard in range(len(self.manifest.shards))]
-        skipped = sum(receipt is not None for receipt in receipts)
-        for receipt in receipts:
-            if receipt is not None:
-                self.clock.bad += len(receipt.quarantined)
-                self.clock.before += receipt.rows
-        self.clock.done = self.clock.before
+    def _run(self, pool: ThreadPoolExecutor) -> list[Receipt]:
+        self.receipts = {number: self.writer.shards.receipt(number) for number in range(len(self.manifest.shards))}
+        pending = [piece for number, receipt in self.receipts.items() if (piece := self._piece(number, receipt)) is not None]
+        self.skipped = len(self.receipts) - len(pending)
         self._require_few_bad()
-        self.receipts = dict(enumerate(receipts))
-        pending = [shard for shard, receipt in enumerate(receipts) if receipt is None]
         for shard, batch in self._prefetched(pending, pool):
             if batch is None:
                 self._commit_if_full(shard)
@@ -141,17 +146,36 @@ class _Job:
                 self._compute(shard, batch)
         while self.under_way:
             self._collect()
-        return [receipt for _, receipt in sorted(self.receipts.items()) if receipt is not None], skipped
+        return [receipt for _, receipt in sorted(self.receipts.items()) if receipt is not None]
+
+    def _piece(self, number: int, receipt: Receipt | None) -> _Piece | None:
+        """What is to be done about a shard: all of it, its quarantined rows, or nothing. Counts what is done."""
+        rows = np.arange(self.manifest.shards[number])
+        first = self.manifest.first_rows[number]
+        if receipt is not None:
+            bad = np.array([entry["row"] - first for entry in receipt.quarantined if self.writer.match.places[entry["row"]] is not None], int)
+            rows = bad if self.retry else rows[:0]
+            done = receipt.rows - len(rows)
+            self.clock.before += done
+            self.clock.done += done
+            self.clock.bad += len(receipt.quarantined) - len(rows)
+            self.retried += len(rows)
+            return _Piece(number, rows, receipt) if len(rows) else None
+        if any(self.writer.match.places[first + int(row)] is None for row in rows):
+            raise StoreIncomplete(
+                f"shard {number} of {self.writer.path} must be computed, and the source does not hold all of its samples. Pass the whole source."
+            )
+        return _Piece(number, rows, None)
 
     def _commit_if_full(self, shard: _Shard) -> None:
         if shard.left == 0:
             self.receipts[shard.number] = self._commit(shard)
 
-    def _prefetched(self, pending: list[int], pool: ThreadPoolExecutor) -> Iterator[tuple[_Shard, Batch | None]]:
+    def _prefetched(self, pending: list[_Piece], pool: ThreadPoolExecutor) -> Iterator[tuple[_Shard, Batch | None]]:
         """Every batch of every pending shard in order, the next few already being decoded. A shard without any batch comes as None, once."""
         window: deque[tuple[_Shard, Batch | None]] = deque()
-        for number in pending:
-            shard = self._plan(number)
+        for piece in pending:
+            shard = self._plan(piece)
             for batch in shard.batches or [None]:
                 if batch is not None:
                     self.feeder.start(batch, pool)
@@ -160,12 +184,13 @@ class _Job:
                     yield window.popleft()
         yield from window
 
-    def _plan(self, number: int) -> _Shard:
-        start = self.manifest.first_rows[number]
-        rows = self.manifest.shards[number]
-        batches, failures = self.feeder.plan(self.samples[start : start + rows])
-        arrays = {name: np.zeros((rows, *shape), self.manifest.dtype) for name, shape in self.manifest.taps.items()}
-        return _Shard(number, start, batches, arrays, np.zeros(rows, bool), list(failures), [""] * rows, len(batches))
+    def _plan(self, piece: _Piece) -> _Shard:
+        first, count = self.manifest.first_rows[piece.number], len(piece.rows)
+        places = (self.writer.match.places[first + int(row)] for row in piece.rows)
+        batches, failures = self.feeder.plan([self.samples[place] for place in places if place is not None])
+        arrays = {name: np.zeros((count, *shape), self.manifest.dtype) for name, shape in self.manifest.taps.items()}
+        arrays |= {"valid": np.zeros(count, bool), "inputs": np.zeros((count, DIGEST_BYTES), np.uint8)}
+        return _Shard(piece, first, batches, arrays, list(failures), len(batches))
 
     def _compute(self, shard: _Shard, batch: Batch) -> None:
         """Submit every timestep and draw of a batch. Results are taken in order as soon as more are under way than the engine overlaps."""
@@ -206,10 +231,11 @@ class _Job:
         """A batch is complete; with it perhaps its shard."""
         shard, batch, prepared = work.shard, work.batch, work.prepared
         now = time.perf_counter()
-        shard.valid[batch.rows] = prepared.good
+        shard.arrays["valid"][batch.rows] = prepared.good
         shard.failures += prepared.failures
         for row, digest in zip(batch.rows, prepared.inputs, strict=True):
-            shard.inputs[row] = digest
+            if digest:
+                shard.arrays["inputs"][row] = np.frombuffer(bytes.fromhex(digest), np.uint8)
         shard.left -= 1
         self.clock.spend("write", now)
         self.clock.tick(len(batch.rows))
@@ -241,17 +267,45 @@ class _Job:
     def _commit(self, shard: _Shard) -> Receipt:
         now = time.perf_counter()
         failures = sorted(shard.failures, key=lambda failure: failure.row)
-        entries = [failure.entry(shard.first_row) for failure in failures]
-        inputs = hashlib.sha256("\n".join(shard.inputs).encode()).hexdigest()
-        receipt = self.writer.write_shard(shard.number, {**shard.arrays, "valid": shard.valid}, entries, inputs)
+        entries = [failure.entry(shard.first_row, shard.piece.rows) for failure in failures]
+        if shard.piece.receipt is None:
+            receipt = self.writer.shards.write(shard.number, shard.arrays, entries)
+        else:
+            receipt = self._heal(shard, shard.piece.receipt, entries)
         self.clock.spend("write", now)
         self.clock.bad += len(entries)
-        self.clock.tick(receipt.rows - int(sum(len(batch.rows) for batch in shard.batches)))
+        self.clock.tick(len(shard.piece.rows) - int(sum(len(batch.rows) for batch in shard.batches)))
         self._require_few_bad()
         return receipt
 
+    def _heal(self, shard: _Shard, receipt: Receipt, entries: list[dict[str, Any]]) -> Receipt:
+        """Rows that are good now, into a copy of their shard; all other rows keep their bytes. Nothing is written where nothing has changed."""
+        retried = {shard.first_row + int(row) for row in shard.piece.rows}
+        kept = [dict(entry) for entry in receipt.quarantined if entry["row"] not in retried]
+        quarantined = sorted([*kept, *entries], key=lambda entry: entry["row"])
+        good = np.flatnonzero(shard.arrays["valid"])
+        self.failed_again += len(entries)
+        if not len(good):
+            return self.writer.shards.amend(receipt, quarantined)
+        path = shard_path(self.writer.path, shard.number, receipt.generation)
+        whole = {name: np.array(array) for name, array in map_shard(path, self.manifest, receipt.rows).items()}
+        for name, values in shard.arrays.items():
+            whole[name][shard.piece.rows[good]] = values[good]
+        return self.writer.shards.write(shard.number, whole, quarantined, replacing=receipt)
+
+    def summary(self, receipts: list[Receipt], source: Source) -> Summary:
+        """What came of it."""
+        clock, bad = self.clock, sum(len(receipt.quarantined) for receipt in receipts)
+        seconds = time.perf_counter() - clock.started
+        computed = len(receipts) - self.skipped
+        healed = self.retried - self.failed_again
+        return Summary(
+            self.writer.path, self.manifest.rows, bad, computed, self.skipped, clock.done - clock.before, seconds, clock.stages, dict(source.ignored),
+            self.writer.added, healed,
+        )  # fmt: skip
+
     def _require_few_bad(self) -> None:
-        total = len(self.samples)
+        total = self.manifest.rows
         if self.clock.bad > self.max_bad_fraction * total or self.clock.bad == total:
             raise TooManyBadSamples(
                 f"{self.clock.bad} of {total} samples are in quarantine, more than --max-bad-fraction {self.max_bad_fraction:g} allows. The "
@@ -260,18 +314,30 @@ class _Job:
             )
 
 
-@dataclass
-class _Shard:
-    """A shard being filled."""
+@dataclass(frozen=True)
+class _Piece:
+    """Rows of a shard that are to be computed: all of them, or, with the `receipt` of a finished shard, those to be retried."""
 
     number: int
+    rows: np.ndarray
+    receipt: Receipt | None
+
+
+@dataclass
+class _Shard:
+    """A piece being filled; its batches and failures count rows within the piece."""
+
+    piece: _Piece
     first_row: int
     batches: list[Batch]
     arrays: dict[str, np.ndarray]
-    valid: np.ndarray
     failures: list[Failure]
-    inputs: list[str]
     left: int
+
+    @property
+    def number(self) -> int:
+        """Of the shard."""
+        return self.piece.number
 
 
 @dataclass
@@ -305,7 +371,7 @@ def _manifest(
     engine: Engine,
     source: Source,
     run: RunRecipe,
-    columns: dict[str, list[Any]],
+    columns: Columns,
     batch_size: int,
     shard_size: int,
     options: dict[str, Any],
@@ -315,17 +381,17 @@ def _manifest(
     row_bytes = sum(int(np.prod(shape)) for shape in taps.values()) * (2 if run.store_dtype == "fp16" else 4)
     rows = max(1, min(shard_size, SHARD_BYTES // max(1, row_bytes)))
     total = len(source)
-    shards = tuple(min(rows, total - start) for start in range(0, total, rows))
     return Manifest(
         recipe=Recipe(engine.recipe, run),
         graph_digest=engine.digest,
         engine={"name": engine.name, "precision": engine.precision, "device": engine.device.partition(":")[0]},
         batch_size=batch_size,
         rows=total,
-        samples_digest=samples_digest(columns),
+        samples=(SamplesPart(rows=total, digest=samples_digest(columns)),),
         classes=source.classes,
         taps=taps,
-        shards=shards,
+        shards=cut(total, rows),
+        shard_rows=rows,
         versions=_versions(engine),
         options=options | ({"latent_cache": cache.fingerprint} if cache is not None else {}),
     )

@@ -1,29 +1,56 @@
-"""What a store promises to hold: the manifest, the receipts, and reading both without trusting them."""
+"""What a store promises to hold: the manifest, the receipts, and reading both without trusting them.
+
+A receipt is bound to the *configuration* (what decides a feature's bytes, without the rows) and to the digest of its own samples, not to the whole
+manifest: a store may grow, and its quarantined rows may be healed, while every other shard and receipt keeps its bytes.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from difffeat.errors import ForeignGraph, StoreCorrupt, StoreMismatch, StoreNotFound
 from difffeat.recipe import GraphRecipe, Recipe, RunRecipe, digest
 
-FORMAT = "difffeat-store/1"
+FORMAT = "difffeat-store/2"
 MANIFEST = "manifest.json"
 SAMPLES = "samples.parquet"
 QUARANTINE = "quarantine.jsonl"
+ROW_FIELDS = ("rows", "samples", "classes", "shards", "shard_rows", "batch_size", "earlier_batch_sizes")
+"""Fields of the manifest that are not part of the configuration: they change as a store grows, is healed, or goes on with another batch size."""
 DTYPES = {"fp16": "float16", "fp32": "float32"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplesPart:
+    """One Parquet file of the samples table: `digest` of its rows; `becoming` the digest of what is about to replace it, empty in a settled store."""
+
+    rows: int
+    digest: str
+    becoming: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {"rows": self.rows, "digest": self.digest} | ({"becoming": self.becoming} if self.becoming else {})
+
+    @classmethod
+    def from_dict(cls, data: Any) -> SamplesPart:
+        """The inverse of `to_dict`."""
+        return cls(rows=_count(data["rows"], 1), digest=_text(data["digest"]), becoming=_text(data.get("becoming", "")))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
     """Everything a store's bytes depend on.
 
-    **Fields:** `recipe`; `graph_digest`; `engine` name, precision, device; `batch_size`; `rows`; `samples_digest` of ids, sizes, captions and labels
-    in order; `classes`; `taps` name -> shape of one row; `shards` rows of each shard, in order; `versions` of the libraries that compute.
+    **Fields:** `recipe`; `graph_digest`; `engine` name, precision, device; `batch_size`, and `earlier_batch_sizes` where the run went on with another
+    one; `rows`; `samples` the parts of the samples table, one for each time that samples were added; `classes`; `taps` name -> shape of one row;
+    `shards` rows of each shard, in order, `shard_rows` at most; `versions` of the libraries that compute.
     """
 
     recipe: Recipe
@@ -31,12 +58,14 @@ class Manifest:
     engine: Mapping[str, str]
     batch_size: int
     rows: int
-    samples_digest: str
+    samples: tuple[SamplesPart, ...]
     classes: tuple[str, ...]
     taps: Mapping[str, tuple[int, ...]]
     shards: tuple[int, ...]
+    shard_rows: int
     versions: Mapping[str, str]
     options: Mapping[str, Any] = field(default_factory=dict)
+    earlier_batch_sizes: tuple[int, ...] = ()
 
     @property
     def dtype(self) -> str:
@@ -52,18 +81,24 @@ class Manifest:
             row += count
         return tuple(starts)
 
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """Every batch size that a shard of this store may have been computed with."""
+        return (*self.earlier_batch_sizes, self.batch_size)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
         data = asdict(self)
         data["recipe"] = self.recipe.to_dict()
         data["taps"] = {name: list(shape) for name, shape in self.taps.items()}
+        data["samples"] = [part.to_dict() for part in self.samples]
         data["fingerprint"] = self.recipe.fingerprint
         return {"format": FORMAT, **json.loads(json.dumps(data))}
 
-    @property
-    def digest(self) -> str:
-        """SHA-256 of the canonical JSON."""
-        return digest(self.to_dict())
+    @cached_property
+    def configuration(self) -> str:
+        """SHA-256 of everything but the rows, the samples and how they are cut: what a receipt is bound to."""
+        return digest({name: value for name, value in self.to_dict().items() if name not in ROW_FIELDS})
 
     @classmethod
     def from_dict(cls, data: Any, where: str) -> Manifest:
@@ -78,17 +113,20 @@ class Manifest:
                 engine={_text(k): _text(v) for k, v in data["engine"].items()},
                 batch_size=_count(data["batch_size"], 1),
                 rows=_count(data["rows"]),
-                samples_digest=_text(data["samples_digest"]),
+                samples=tuple(SamplesPart.from_dict(part) for part in _list(data["samples"])),
                 classes=tuple(_text(name) for name in _list(data["classes"])),
                 taps={_text(name): tuple(_count(size, 1) for size in _list(shape)) for name, shape in data["taps"].items()},
                 shards=tuple(_count(rows, 1) for rows in _list(data["shards"])),
+                shard_rows=_count(data["shard_rows"], 1),
                 versions={_text(k): _text(v) for k, v in data["versions"].items()},
                 options=_mapping(data["options"]),
+                earlier_batch_sizes=tuple(_count(size, 1) for size in _list(data["earlier_batch_sizes"])),
             )
         except (KeyError, TypeError, ValueError, AttributeError, ForeignGraph) as error:
             raise StoreCorrupt(f"{where} is damaged ({type(error).__name__}: {error}). Restore it, or extract again with --overwrite.") from None
-        if sum(manifest.shards) != manifest.rows:
-            raise StoreCorrupt(f"{where} is damaged: its shards hold {sum(manifest.shards)} rows, it says {manifest.rows}.")
+        listed = sum(part.rows for part in manifest.samples)
+        if not sum(manifest.shards) == listed == manifest.rows:
+            raise StoreCorrupt(f"{where} is damaged: its shards hold {sum(manifest.shards)} rows, its samples {listed}, it says {manifest.rows}.")
         if recipe.fingerprint != data.get("fingerprint"):
             raise StoreCorrupt(f"{where} was altered: its recipe does not have the fingerprint it states.")
         return manifest
@@ -96,7 +134,12 @@ class Manifest:
 
 @dataclass(frozen=True, kw_only=True)
 class Receipt:
-    """Proof that a shard is whole: written after it, with its size and digest, and the rows that went to quarantine."""
+    """Proof that a shard is whole: written after it, with its size and digest, and the rows that went to quarantine.
+
+    **Fields:** `samples_digest` of the samples of its rows, and `healed_from` the one they had before quarantined ones were mended (until the samples
+    table is replaced, it still has that one); `configuration` of the manifest; `batch_size` it was computed with; `generation` of its file, one more
+    each time that a finished shard is rewritten.
+    """
 
     shard: int
     bytes: int
@@ -105,8 +148,11 @@ class Receipt:
     first_row: int
     nonfinite: int
     quarantined: tuple[Mapping[str, Any], ...]
-    inputs_sha256: str
-    manifest: str
+    configuration: str
+    samples_digest: str
+    batch_size: int
+    healed_from: str = ""
+    generation: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -124,8 +170,11 @@ class Receipt:
                 first_row=_count(data["first_row"]),
                 nonfinite=_count(data["nonfinite"]),
                 quarantined=tuple(_entry(entry) for entry in _list(data["quarantined"])),
-                inputs_sha256=_text(data["inputs_sha256"]),
-                manifest=_text(data["manifest"]),
+                configuration=_text(data["configuration"]),
+                samples_digest=_text(data["samples_digest"]),
+                batch_size=_count(data["batch_size"], 1),
+                healed_from=_text(data["healed_from"]),
+                generation=_count(data["generation"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise StoreCorrupt(
@@ -149,9 +198,18 @@ def read_manifest(store: Path) -> Manifest:
     return Manifest.from_dict(read_json(path), str(path))
 
 
-def shard_path(store: Path, shard: int) -> Path:
-    """Where a shard lies."""
-    return store / "shards" / f"{shard:05d}.safetensors"
+def shard_path(store: Path, shard: int, generation: int = 0) -> Path:
+    """Where a shard lies: `00003.safetensors`, rewritten `00003.1.safetensors` and so on. Its receipt says which generation counts."""
+    return store / "shards" / f"{shard:05d}{f'.{generation}' if generation else ''}.safetensors"
+
+
+_SHARD_NAME = re.compile(r"(\d{5,})(?:\.([1-9]\d*))?\.safetensors")
+
+
+def shard_of(path: Path) -> tuple[int, int] | None:
+    """Number and generation of a shard's file, None where the name is no shard's. The inverse of `shard_path`."""
+    match = _SHARD_NAME.fullmatch(path.name)
+    return None if match is None else (int(match[1]), int(match[2] or 0))
 
 
 def receipt_path(store: Path, shard: int) -> Path:
@@ -165,15 +223,19 @@ def read_receipt(store: Path, manifest: Manifest, shard: int) -> Receipt | None:
     if not path.is_file():
         return None
     receipt = Receipt.from_dict(read_json(path), str(path))
-    expected = (shard, manifest.shards[shard], manifest.first_rows[shard], manifest.digest)
-    if (receipt.shard, receipt.rows, receipt.first_row, receipt.manifest) != expected:
+    expected = (shard, manifest.shards[shard], manifest.first_rows[shard], manifest.configuration)
+    if (receipt.shard, receipt.rows, receipt.first_row, receipt.configuration) != expected or receipt.batch_size not in manifest.batch_sizes:
         raise StoreCorrupt(f"{path} belongs to another shard or store. Delete it and run the extraction again: it recomputes this shard only.")
     return receipt
 
 
-def require_same(found: Manifest, asked: Manifest, store: Path) -> None:
-    """Raises StoreMismatch naming every field in which a resume differs from how the store was begun."""
-    different = differences(found.to_dict(), asked.to_dict())
+def require_same(found: Manifest, asked: Manifest, store: Path, *, except_for: Collection[str] = (), samples: Sequence[str] = ()) -> None:
+    """Raises StoreMismatch naming every field in which a run differs from how the store was begun.
+
+    **Arguments:** `except_for` fields that may differ; `samples` differences of the samples, in words, which are told with the rest.
+    """
+    mine, theirs = ({k: v for k, v in manifest.to_dict().items() if k not in except_for} for manifest in (found, asked))
+    different = [*differences(mine, theirs), *samples]
     if different:
         listed = "\n  ".join(different[:20])
         more = f"\n  and {len(different) - 20} more" if len(different) > 20 else ""

@@ -62,7 +62,7 @@ def extract_command(store: Path, manifest: Manifest, origin: Origin | None) -> s
     options: dict[str, Any] = {
         "engine": manifest.engine["name"],
         "batch-size": manifest.batch_size,
-        "shard-size": max(manifest.shards),
+        "shard-size": manifest.shard_rows,
         "seed": run.seed,
         "draws": run.draws,
         "preprocess": run.preprocessing,

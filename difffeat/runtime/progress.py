@@ -25,7 +25,8 @@ class Progress:
 class Summary:
     """What came of an extraction.
 
-    **Fields:** `rows` in the store; `quarantined` among them; `computed` and `skipped` shards; `seconds` in all; `stages` seconds the main loop
+    **Fields:** `rows` in the store; `quarantined` among them; `computed` and `skipped` shards; `added` rows, and `healed` ones that were in
+    quarantine; `seconds` in all; `stages` seconds the main loop
     spent waiting for decoding, making noise, in the engine, and writing; `ignored` files the source passed over.
     """
 
@@ -38,6 +39,8 @@ class Summary:
     seconds: float
     stages: dict[str, float]
     ignored: dict[str, int]
+    added: int = 0
+    healed: int = 0
 
     @property
     def exit_code(self) -> int:

@@ -13,9 +13,11 @@ import numpy as np
 from difffeat.errors import ConfigError, StoreCorrupt, StoreIncomplete
 from difffeat.recipe import Recipe
 from difffeat.runtime.files import hash_file
-from difffeat.runtime.manifest import SAMPLES, Manifest, Receipt, read_manifest, read_receipt, shard_path
+from difffeat.runtime.manifest import Manifest, Receipt, read_manifest, read_receipt, shard_path
+from difffeat.runtime.table import read_samples
 
-_SAFETENSORS_TYPES = {"F16": "float16", "F32": "float32", "BOOL": "bool"}
+_SAFETENSORS_TYPES = {"F16": "float16", "F32": "float32", "BOOL": "bool", "U8": "uint8"}
+DIGEST_BYTES = 32
 
 
 class Features:
@@ -91,7 +93,7 @@ class Store:
             )
         for shard, receipt in enumerate(receipts):
             if receipt is not None:
-                _check_size(shard_path(folder, shard), receipt)
+                _check_size(shard_path(folder, shard, receipt.generation), receipt)
         return cls(folder, manifest, receipts)
 
     def __len__(self) -> int:
@@ -191,15 +193,21 @@ class Store:
 
     @cached_property
     def _samples(self) -> dict[str, list[Any]]:
-        return read_samples(self.path, self._manifest)
+        return read_samples(self.path, self._manifest, self._receipts)
 
     def _shard(self, shard: int) -> dict[str, np.ndarray]:
-        return map_shard(shard_path(self.path, shard), self._manifest, self._manifest.shards[shard])
+        receipt = self._receipts[shard]
+        generation = 0 if receipt is None else receipt.generation
+        return map_shard(shard_path(self.path, shard, generation), self._manifest, self._manifest.shards[shard])
 
 
 def map_shard(path: Path, manifest: Manifest, rows: int) -> dict[str, np.ndarray]:
-    """The arrays of a shard, memory-mapped. Raises StoreCorrupt unless they are exactly what the manifest says."""
-    expected = {name: (manifest.dtype, (rows, *shape)) for name, shape in manifest.taps.items()} | {"valid": ("bool", (rows,))}
+    """The arrays of a shard, memory-mapped: every tap, `valid` bool [n], and `inputs` uint8 [n, 32], the SHA-256 of what was read for each row.
+
+    Raises StoreCorrupt unless they are exactly what the manifest says.
+    """
+    expected = {name: (manifest.dtype, (rows, *shape)) for name, shape in manifest.taps.items()}
+    expected |= {"valid": ("bool", (rows,)), "inputs": ("uint8", (rows, DIGEST_BYTES))}
     header, start = _header(path)
     size, arrays = path.stat().st_size, {}
     for name, (dtype, shape) in expected.items():
@@ -246,24 +254,6 @@ def _check_size(path: Path, receipt: Receipt) -> None:
         raise StoreCorrupt(f"{path} {found}. Run the extraction again: it recomputes this shard only.")
 
 
-def read_samples(store: Path, manifest: Manifest) -> dict[str, list[Any]]:
-    """The columns of samples.parquet. Raises StoreCorrupt when it is damaged or not the manifest's."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    from difffeat.runtime.writer import samples_digest
-
-    path = store / SAMPLES
-    try:
-        columns = pq.read_table(path).to_pydict()
-        found = samples_digest(columns)
-    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-        raise StoreCorrupt(f"{path} is damaged ({error}). Restore it, or extract again with --overwrite.") from None
-    if found != manifest.samples_digest:
-        raise StoreCorrupt(f"{path} is not the one the manifest was written with. Restore it, or extract again with --overwrite.")
-    return columns
-
-
 def verify(path: str | Path) -> list[str]:
     """Read and hash everything; a line for each file that is not what it should be, with what to do. Empty when all is well.
 
@@ -271,21 +261,22 @@ def verify(path: str | Path) -> list[str]:
     """
     folder = Path(path)
     manifest = read_manifest(folder)
-    problems = []
-    try:
-        read_samples(folder, manifest)
-    except StoreCorrupt as error:
-        problems.append(str(error))
+    problems, receipts = [], []
     for shard in range(len(manifest.shards)):
         try:
-            problems += _verify_shard(folder, manifest, shard)
+            receipts.append(read_receipt(folder, manifest, shard))
+            problems += _verify_shard(folder, manifest, shard, receipts[-1])
         except StoreCorrupt as error:
             problems.append(str(error))
+    try:
+        read_samples(folder, manifest, receipts)
+    except StoreCorrupt as error:
+        problems.append(str(error))
     return problems
 
 
-def _verify_shard(folder: Path, manifest: Manifest, shard: int) -> list[str]:
-    path, receipt = shard_path(folder, shard), read_receipt(folder, manifest, shard)
+def _verify_shard(folder: Path, manifest: Manifest, shard: int, receipt: Receipt | None) -> list[str]:
+    path = shard_path(folder, shard, 0 if receipt is None else receipt.generation)
     if receipt is None:
         return [f"{path} has no receipt. Run the extraction again: it computes only what is missing."]
     _check_size(path, receipt)

@@ -1,11 +1,14 @@
-"""Writing a feature store by the commit protocol: manifest first, then shards, each followed by its receipt."""
+"""Writing a feature store by the commit protocol: manifest first, then shards, each followed by its receipt.
+
+A finished shard is rewritten as a file of the next generation; its receipt, replaced in one step, says which one counts; then the old file goes.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -13,8 +16,7 @@ from typing import Any, Self
 import numpy as np
 
 from difffeat.errors import ConfigError, StoreCorrupt, StoreNotFound, StoreWriteError
-from difffeat.recipe import canonical_json
-from difffeat.runtime.files import Files, Lock, Written, iter_chunks, sweep_temporaries
+from difffeat.runtime.files import LOCK, Files, Lock, Written, iter_chunks, sweep_temporaries
 from difffeat.runtime.manifest import (
     MANIFEST,
     QUARANTINE,
@@ -24,101 +26,26 @@ from difffeat.runtime.manifest import (
     read_manifest,
     read_receipt,
     receipt_path,
-    require_same,
+    shard_of,
     shard_path,
 )
+from difffeat.runtime.matching import Match, Mode, match_append, match_new, match_resume, match_retry
 from difffeat.runtime.origin import ORIGIN, Origin
-from difffeat.runtime.samples import Sample
-
-Columns = dict[str, list[Any]]
+from difffeat.runtime.table import Columns, encode_part, joint_digest, part_path, read_table, row_digests, take
 
 
-def sample_columns(samples: tuple[Sample, ...]) -> Columns:
-    """What samples.parquet holds: id, image (locator), bytes, captions, labels."""
-    return {
-        "id": [sample.id for sample in samples],
-        "image": [sample.locator for sample in samples],
-        "bytes": [sample.size for sample in samples],
-        "captions": [list(sample.captions) for sample in samples],
-        "labels": [None if sample.labels is None else list(sample.labels) for sample in samples],
-    }
+class ShardWriter:
+    """Writes shards, each followed by its receipt, into a store that somebody holds the lock of: this process, or the driver of this worker.
 
-
-def samples_digest(columns: Columns) -> str:
-    """SHA-256 over all rows in order."""
-    total = hashlib.sha256()
-    for row in zip(*(columns[name] for name in ("id", "image", "bytes", "captions", "labels")), strict=True):
-        total.update(canonical_json(list(row)).encode())
-    return total.hexdigest()
-
-
-class StoreWriter:
-    """One writer of one store; a context manager that holds the store's lock.
-
-    Raises StoreLocked, StoreMismatch (resume with another configuration), ConfigError (the folder holds something else), StoreWriteError.
+    **Arguments:** `digests` of the samples of each shard, as the store will list them at the end; `before` as it lists them now, when that differs.
     """
 
     def __init__(
-        self, path: Path, manifest: Manifest, columns: Columns, *, overwrite: bool = False, origin: Origin | None = None, files: Files | None = None
+        self, path: Path, manifest: Manifest, digests: Sequence[str], before: Sequence[str] | None = None, *, files: Files | None = None
     ) -> None:
-        self.path, self.manifest, self._columns, self._overwrite, self._origin = path, manifest, columns, overwrite, origin
+        self.path, self.manifest = path, manifest
+        self._digests, self._before = digests, digests if before is None else before
         self._files = files or Files()
-        self._lock = Lock(path, self._files)
-        self._manifest_digest = manifest.digest
-
-    def __enter__(self) -> Self:
-        _refuse_foreign(self.path)
-        with _writing(self.path):
-            self._files.make_folder(self.path)
-            self._lock.__enter__()
-        try:
-            with _writing(self.path):
-                self._begin()
-        except BaseException as error:
-            self._lock.__exit__(type(error), error, None)
-            raise
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        with _writing(self.path):
-            self._lock.__exit__(kind, error, trace)
-
-    def _begin(self) -> None:
-        if self._overwrite:
-            self._clear()
-        sweep_temporaries(self.path, self._files)
-        try:
-            require_same(read_manifest(self.path), self.manifest, self.path)
-        except StoreNotFound:
-            for folder in ("shards", "receipts"):
-                self._files.make_folder(self.path / folder)
-            self._files.fsync(self.path)
-            self._write_samples()
-            if self._origin is not None:
-                self._origin.write(self.path, self._files)
-            self._files.commit_json(self.path / MANIFEST, self.manifest.to_dict())
-            self._files.fsync(self.path.parent)
-
-    def _clear(self) -> None:
-        """Delete an older store; its manifest first, so that a kill midway leaves no store rather than half of one."""
-        for name in (MANIFEST, SAMPLES, QUARANTINE, ORIGIN):
-            if (self.path / name).exists():
-                self._files.remove(self.path / name)
-                self._files.fsync(self.path)
-        for folder in ("receipts", "shards"):
-            if (self.path / folder).exists():
-                self._files.remove_tree(self.path / folder)
-
-    def _write_samples(self) -> None:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        strings = pa.list_(pa.string())
-        schema = pa.schema([("id", pa.string()), ("image", pa.string()), ("bytes", pa.int64()), ("captions", strings), ("labels", strings)])
-        sink = pa.BufferOutputStream()
-        pq.write_table(pa.table(self._columns, schema=schema), sink, compression="zstd", store_schema=False)
-        content = sink.getvalue()
-        self._files.commit(self.path / SAMPLES, iter_chunks(memoryview(content)), content.size)
 
     def receipt(self, shard: int) -> Receipt | None:
         """The receipt of a finished shard whose file has the size it states; None where it must be computed (again)."""
@@ -126,17 +53,42 @@ class StoreWriter:
             receipt = read_receipt(self.path, self.manifest, shard)
         except StoreCorrupt:
             return None
-        path = shard_path(self.path, shard)
-        return receipt if receipt is not None and path.is_file() and path.stat().st_size == receipt.bytes else None
+        if receipt is None or receipt.samples_digest not in (self._digests[shard], self._before[shard]):
+            return None
+        path = shard_path(self.path, shard, receipt.generation)
+        return receipt if path.is_file() and path.stat().st_size == receipt.bytes else None
 
-    def write_shard(self, shard: int, arrays: Mapping[str, np.ndarray], quarantined: list[dict[str, Any]], inputs_sha256: str) -> Receipt:
-        """Commit a shard, then its receipt."""
+    def write(
+        self, shard: int, arrays: Mapping[str, np.ndarray], quarantined: Sequence[Mapping[str, Any]], replacing: Receipt | None = None
+    ) -> Receipt:
+        """Commit a shard, then its receipt; then remove the file that it replaces, if any."""
         from safetensors.numpy import save
 
+        generation = 0 if replacing is None else replacing.generation + 1
         content = save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
-        with _writing(self.path):
-            written: Written = self._files.commit(shard_path(self.path, shard), iter_chunks(content), len(content))
-        receipt = Receipt(
+        with writing(self.path):
+            written: Written = self._files.commit(shard_path(self.path, shard, generation), iter_chunks(content), len(content))
+        receipt = self._receipt(shard, written, quarantined, generation)
+        with writing(self.path):
+            self._files.commit_json(receipt_path(self.path, shard), receipt.to_dict())
+            if replacing is not None:
+                old = shard_path(self.path, shard, replacing.generation)
+                self._files.remove(old)
+                self._files.fsync(old.parent)
+        return receipt
+
+    def amend(self, receipt: Receipt, quarantined: Sequence[Mapping[str, Any]]) -> Receipt:
+        """A receipt with other reasons for its quarantined rows; its shard keeps its bytes. Written only where something differs."""
+        amended = self._receipt(receipt.shard, Written(receipt.bytes, receipt.sha256), quarantined, receipt.generation)
+        if (amended.samples_digest, amended.quarantined) == (receipt.samples_digest, receipt.quarantined):
+            return receipt
+        with writing(self.path):
+            self._files.commit_json(receipt_path(self.path, receipt.shard), amended.to_dict())
+        return amended
+
+    def _receipt(self, shard: int, written: Written, quarantined: Sequence[Mapping[str, Any]], generation: int) -> Receipt:
+        now, before = self._digests[shard], self._before[shard]
+        return Receipt(
             shard=shard,
             bytes=written.bytes,
             sha256=written.sha256,
@@ -144,26 +96,194 @@ class StoreWriter:
             first_row=self.manifest.first_rows[shard],
             nonfinite=0,
             quarantined=tuple(quarantined),
-            inputs_sha256=inputs_sha256,
-            manifest=self._manifest_digest,
+            configuration=self.manifest.configuration,
+            samples_digest=now,
+            batch_size=self.manifest.batch_size,
+            healed_from="" if before == now else before,
+            generation=generation,
         )
-        with _writing(self.path):
-            self._files.commit_json(receipt_path(self.path, shard), receipt.to_dict())
-        return receipt
 
-    def finish(self, receipts: list[Receipt]) -> None:
-        """Render quarantine.jsonl from the receipts; no file where nothing was set aside."""
+
+class StoreWriter:
+    """One writer of one store; a context manager that holds the store's lock. Inside, `match` says which sample each row is, `shards` writes them.
+
+    **Arguments:** `manifest` of the run as if the store were new; `columns` of the source's samples; `mode` what to do with a store that is there;
+    `rebatch` whether it may go on with another batch size.
+
+    Raises StoreLocked, StoreNotFound (a mode that needs a store), StoreMismatch (another configuration, or other samples than the mode allows),
+    ConfigError (the folder holds something else), StoreCorrupt, StoreWriteError.
+    """
+
+    match: Match
+    shards: ShardWriter
+
+    def __init__(
+        self,
+        path: Path,
+        manifest: Manifest,
+        columns: Columns,
+        *,
+        mode: Mode = Mode.RESUME,
+        overwrite: bool = False,
+        rebatch: bool = False,
+        origin: Origin | None = None,
+        files: Files | None = None,
+    ) -> None:
+        self.path, self._asked, self._columns = path, manifest, columns
+        self._mode, self._overwrite, self._rebatch, self._origin = mode, overwrite, rebatch, origin
+        self._files = files or Files()
+        self._lock = Lock(path, self._files)
+        self._on_disk: Manifest = manifest
+        self._settled: Manifest = manifest
+
+    @property
+    def manifest(self) -> Manifest:
+        """The store's manifest as it will be when the run ends."""
+        return self.match.manifest
+
+    @property
+    def added(self) -> int:
+        """Rows that the store did not have before."""
+        return self.match.manifest.rows - self._settled.rows
+
+    def __enter__(self) -> Self:
+        _refuse_foreign(self.path)
+        if self._mode is not Mode.RESUME:
+            read_manifest(self.path)
+        with writing(self.path):
+            self._files.make_folder(self.path)
+            self._lock.__enter__()
+        try:
+            with writing(self.path):
+                self._begin()
+        except BaseException as error:
+            self._lock.__exit__(type(error), error, None)
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        with writing(self.path):
+            self._lock.__exit__(kind, error, trace)
+
+    def _begin(self) -> None:
+        if self._overwrite:
+            self._clear()
+        sweep_temporaries(self.path, self._files)
+        try:
+            self._on_disk = read_manifest(self.path)
+        except StoreNotFound:
+            self._begin_anew()
+        else:
+            self._go_on()
+        self.shards = ShardWriter(self.path, self.match.manifest, self.match.digests, self.match.before, files=self._files)
+
+    def _begin_anew(self) -> None:
+        self.match = match_new(self._asked, self._columns)
+        for folder in ("shards", "receipts"):
+            self._files.make_folder(self.path / folder)
+        self._files.fsync(self.path)
+        self._write_part(0)
+        if self._origin is not None:
+            self._origin.write(self.path, self._files)
+        self._files.commit_json(self.path / MANIFEST, self.match.manifest.to_dict())
+        self._files.fsync(self.path.parent)
+
+    def _go_on(self) -> None:
+        stored, digests = self._stored()
+        self._settled = _settled(self._on_disk, digests)
+        arguments = (self._settled, stored, self._asked, self._columns, self.path)
+        if self._mode is Mode.APPEND:
+            self.match = match_append(*arguments, rebatch=self._rebatch)
+        elif self._mode is Mode.RETRY:
+            receipts = [_readable_receipt(self.path, self._on_disk, shard) for shard in range(len(self._on_disk.shards))]
+            self.match = match_retry(*arguments, receipts, rebatch=self._rebatch)
+        else:
+            self.match = match_resume(*arguments, rebatch=self._rebatch)
+        self._sweep_generations()
+        if self.match.manifest.batch_sizes != self._on_disk.batch_sizes:
+            final = self.match.manifest
+            self._commit_manifest(replace(self._on_disk, batch_size=final.batch_size, earlier_batch_sizes=final.earlier_batch_sizes))
+
+    def _stored(self) -> tuple[Columns, list[bytes]]:
+        """The samples table that is there. A damaged one is written again where the source's samples are the very ones that the manifest lists."""
+        try:
+            return read_table(self.path, self._on_disk)
+        except StoreCorrupt:
+            rows = row_digests(self._columns)
+            if self._mode is not Mode.RESUME or _settled(self._on_disk, rows).samples != self._on_disk.samples:
+                raise
+            self.match = match_new(self._on_disk, self._columns)
+            for number in range(len(self._on_disk.samples)):
+                self._write_part(number)
+            return self._columns, rows
+
+    def _clear(self) -> None:
+        """Delete an older store; its manifest first, so that a kill midway leaves no store rather than half of one."""
+        for path in (self.path / MANIFEST, *sorted(self.path.glob("samples*.parquet")), self.path / QUARANTINE, self.path / ORIGIN):
+            if path.exists():
+                self._files.remove(path)
+                self._files.fsync(self.path)
+        for folder in ("receipts", "shards"):
+            if (self.path / folder).exists():
+                self._files.remove_tree(self.path / folder)
+
+    def _sweep_generations(self) -> None:
+        """Remove files that a killed rewrite left: of a shard with several, all but the one that its receipt names."""
+        found: dict[int, list[int]] = {}
+        for path in sorted((self.path / "shards").iterdir()):
+            if (named := shard_of(path)) is not None:
+                found.setdefault(named[0], []).append(named[1])
+        for shard, generations in found.items():
+            if generations == [0] or shard >= len(self.manifest.shards):
+                continue
+            receipt = _readable_receipt(self.path, self._on_disk, shard)
+            for generation in generations:
+                if generation != (receipt.generation if receipt is not None else 0):
+                    self._files.remove(shard_path(self.path, shard, generation))
+                    self._files.fsync(self.path / "shards")
+
+    def finish(self, receipts: Sequence[Receipt]) -> None:
+        """Bring samples and manifest to what the run has made true, and render quarantine.jsonl from the receipts (no file where nothing was set
+        aside).
+        """
+        with writing(self.path):
+            self._commit_samples()
+            self._render_quarantine(receipts)
+
+    def _commit_samples(self) -> None:
+        """Parts that changed are announced in the manifest, then replaced; new parts are written; the manifest says last that all is done."""
+        final, now = self.match.manifest, self._settled
+        changed = [number for number, part in enumerate(now.samples) if part.digest != final.samples[number].digest]
+        if changed:
+            parts = [replace(part, becoming=final.samples[number].digest) if number in changed else part for number, part in enumerate(now.samples)]
+            self._commit_manifest(replace(self._on_disk, samples=tuple(parts), classes=final.classes))
+        for number in (*changed, *range(len(now.samples), len(final.samples))):
+            self._write_part(number)
+        if final != self._on_disk:
+            self._commit_manifest(final)
+
+    def _commit_manifest(self, manifest: Manifest) -> None:
+        self._files.commit_json(self.path / MANIFEST, manifest.to_dict())
+        self._on_disk = manifest
+
+    def _write_part(self, number: int) -> None:
+        parts = self.match.manifest.samples
+        start = sum(part.rows for part in parts[:number])
+        content = encode_part(take(self.match.columns, range(start, start + parts[number].rows)))
+        self._files.commit(part_path(self.path, number), iter_chunks(content), content.nbytes)
+
+    def _render_quarantine(self, receipts: Sequence[Receipt]) -> None:
         lines = [json.dumps(entry, sort_keys=True) + "\n" for receipt in receipts for entry in map(dict, receipt.quarantined)]
         path, content = self.path / QUARANTINE, "".join(lines).encode()
-        with _writing(self.path):
-            if content:
-                self._files.commit(path, [content], len(content))
-            elif path.exists():
-                self._files.remove(path)
+        if content:
+            self._files.commit(path, [content], len(content))
+        elif path.exists():
+            self._files.remove(path)
+            self._files.fsync(self.path)
 
 
 @contextlib.contextmanager
-def _writing(store: Path) -> Iterator[None]:
+def writing(store: Path) -> Iterator[None]:
     """What the operating system refuses becomes an error that says what was kept and how to go on."""
     try:
         yield
@@ -174,13 +294,34 @@ def _writing(store: Path) -> Iterator[None]:
         ) from error
 
 
+def _settled(manifest: Manifest, digests: Sequence[bytes]) -> Manifest:
+    """The manifest with the parts of the samples table that are really there, whether an announced change has come about or not."""
+    parts, start = [], 0
+    for part in manifest.samples:
+        parts.append(replace(part, digest=joint_digest(digests[start : start + part.rows]), becoming=""))
+        start += part.rows
+    return replace(manifest, samples=tuple(parts))
+
+
+def _readable_receipt(store: Path, manifest: Manifest, shard: int) -> Receipt | None:
+    try:
+        return read_receipt(store, manifest, shard)
+    except StoreCorrupt:
+        return None
+
+
 def _refuse_foreign(path: Path) -> None:
     """Never write into, and above all never clear, a folder that holds something else."""
     if not path.exists():
         return
     if not path.is_dir():
         raise ConfigError(f"{path} is a file; choose another -o.")
-    own = {MANIFEST, SAMPLES, QUARANTINE, ORIGIN, "shards", "receipts", "lock"}
-    foreign = sorted(entry.name for entry in path.iterdir() if entry.name not in own and not entry.name.endswith(".tmp"))
+    foreign = sorted(entry.name for entry in path.iterdir() if not _is_own(entry.name))
     if foreign:
         raise ConfigError(f"{path} holds files that are no store's ({', '.join(foreign[:4])}); choose another -o.")
+
+
+def _is_own(name: str) -> bool:
+    if name in {MANIFEST, SAMPLES, QUARANTINE, ORIGIN, "shards", "receipts", LOCK} or name.endswith(".tmp"):
+        return True
+    return name.startswith("samples-") and name.endswith(".parquet") and name[len("samples-") : -len(".parquet")].isdigit()

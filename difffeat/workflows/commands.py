@@ -14,6 +14,7 @@ from difffeat.engines import Artifact, EngineOptions, open_engine
 from difffeat.errors import ConfigError, NotYetAvailable
 from difffeat.recipe import RunRecipe, format_timestep
 from difffeat.runtime.extract import MAX_BAD_FRACTION, Progress, Summary, extract
+from difffeat.runtime.matching import Mode
 from difffeat.runtime.origin import Origin
 from difffeat.runtime.sources import open_source
 from difffeat.runtime.sources_options import SourceOptions
@@ -166,6 +167,8 @@ def run_extract(
     source_options: SourceOptions,
     max_bad_fraction: float,
     executor: str,
+    mode: Mode = Mode.RESUME,
+    rebatch: bool = False,
     overwrite: bool,
     say: Say,
 ) -> dict[str, Any]:
@@ -202,6 +205,8 @@ def run_extract(
             shard_size=shard_size,
             num_workers=num_workers,
             overwrite=overwrite,
+            mode=mode,
+            rebatch=rebatch,
             max_bad_fraction=max_bad_fraction,
             progress=progress_line(say),
             origin=_origin(opened, source, device, options, source_options, latents, max_bad_fraction),
@@ -273,6 +278,10 @@ def _extract_result(summary: Summary) -> dict[str, Any]:
     lines = [f"{summary.path}: {summary.rows} rows in {summary.computed + summary.skipped} shards ({summary.skipped} were there already)"]
     if summary.samples:
         lines.append(f"  {summary.rate:.1f} samples/s; time in {stages}; slowest: {summary.bottleneck}")
+    if summary.added:
+        lines.append(f"  {summary.added} rows were added")
+    if summary.healed:
+        lines.append(f"  {summary.healed} quarantined samples are good now")
     if summary.quarantined:
         lines.append(f"  {summary.quarantined} samples are in quarantine; the reasons stand in {summary.path / 'quarantine.jsonl'}")
     if summary.ignored:
@@ -281,6 +290,8 @@ def _extract_result(summary: Summary) -> dict[str, Any]:
         "store": str(summary.path),
         "rows": summary.rows,
         "quarantined": summary.quarantined,
+        "added": summary.added,
+        "healed": summary.healed,
         "computed_shards": summary.computed,
         "skipped_shards": summary.skipped,
         "samples_per_second": summary.rate,

@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 
 from difffeat.errors import ConfigError, DifffeatError, StoreCorrupt, StoreIncomplete, StoreMismatch, StoreNotFound
 from difffeat.recipe import Recipe, RunRecipe
-from difffeat.runtime.manifest import Manifest, Receipt
+from difffeat.runtime.manifest import Manifest, Receipt, SamplesPart
 from difffeat.runtime.samples import Sample
 from difffeat.runtime.store import Store, map_shard, verify
-from difffeat.runtime.writer import StoreWriter, sample_columns, samples_digest
+from difffeat.runtime.table import sample_columns, samples_digest
+from difffeat.runtime.writer import StoreWriter
 from tests.runtime.fake import RECIPE, tree
 
 SHARDS = (4, 4, 3)
@@ -31,10 +32,11 @@ MANIFEST = Manifest(
     engine={"name": "fake", "precision": "fp32", "device": "cpu"},
     batch_size=2,
     rows=11,
-    samples_digest=samples_digest(COLUMNS),
+    samples=(SamplesPart(rows=11, digest=samples_digest(COLUMNS)),),
     classes=("a", "b"),
     taps={"b1/t30": (3,), "b2/t30": (2, 2)},
     shards=SHARDS,
+    shard_rows=4,
     versions={"numpy": "2"},
 )
 BAD = {"row": 5, "id": "s5", "stage": "decode", "error": "DecodeError", "message": "the file is empty."}
@@ -49,8 +51,9 @@ def write(path: Path, manifest: Manifest = MANIFEST, *, shards: int = 3, overwri
             valid = np.ones(manifest.shards[shard], bool)
             if shard == 1:
                 valid[1] = False
-            arrays = {name: values[rows] for name, values in WHOLE.items()} | {"valid": valid}
-            receipts.append(writer.write_shard(shard, arrays, [BAD] if shard == 1 else [], "0" * 64))
+            inputs = np.full((len(valid), 32), shard, np.uint8)
+            arrays = {name: values[rows] for name, values in WHOLE.items()} | {"valid": valid, "inputs": inputs}
+            receipts.append(writer.shards.write(shard, arrays, [BAD] if shard == 1 else []))
         if shards == 3:
             writer.finish(receipts)
     return path
@@ -166,9 +169,17 @@ SPOILED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "two swapped receipts": (lambda s: swap(s / "receipts/00000.json", s / "receipts/00001.json"), "00001.json belongs to another shard or store"),
     "a missing shard": (lambda s: (s / "shards/00001.safetensors").unlink(), "00001.safetensors is missing"),
     "a missing receipt": (lambda s: (s / "receipts/00001.json").unlink(), "00001.safetensors has no receipt"),
-    "a receipt of another manifest": (
-        lambda s: edit(s / "receipts/00002.json", lambda r: {**r, "manifest": "0" * 64}),
+    "a receipt of another configuration": (
+        lambda s: edit(s / "receipts/00002.json", lambda r: {**r, "configuration": "0" * 64}),
         "belongs to another shard or store",
+    ),
+    "a receipt of another batch size": (
+        lambda s: edit(s / "receipts/00002.json", lambda r: {**r, "batch_size": 3}),
+        "belongs to another shard or store",
+    ),
+    "a receipt of other samples": (
+        lambda s: edit(s / "receipts/00002.json", lambda r: {**r, "samples_digest": "0" * 64}),
+        "shard 2 was computed from other samples than the store lists for its rows",
     ),
     "a receipt that is no JSON": (lambda s: (s / "receipts/00002.json").write_text("{"), "00002.json is damaged: it is not JSON"),
     "a receipt without a field": (
@@ -217,9 +228,9 @@ CHANGES: dict[str, Callable[[Manifest], Manifest]] = {
     "graph_digest: 'ggg": lambda m: replace(m, graph_digest="h" * 64),
     "engine.device: 'cpu' -> 'cuda'": lambda m: replace(m, engine={**m.engine, "device": "cuda"}),
     "batch_size: 2 -> 3": lambda m: replace(m, batch_size=3),
-    "samples_digest: ": lambda m: replace(m, samples_digest="0" * 64),
     "versions.numpy: '2' -> '3'": lambda m: replace(m, versions={"numpy": "3"}),
-    "shards: [4, 4, 3] -> [11]": lambda m: replace(m, shards=(11,)),
+    "shard_rows: 4 -> 11": lambda m: replace(m, shards=(11,), shard_rows=11),
+    "classes: the store has no 'c'": lambda m: replace(m, classes=("a", "c")),
 }
 
 
@@ -314,4 +325,4 @@ def test_any_byte_of_a_shard_may_be_anything(place: int, value: int, finished: P
         arrays = map_shard(path, MANIFEST, 4)
     except StoreCorrupt:
         return
-    assert {name: array.shape for name, array in arrays.items()} == {"b1/t30": (4, 3), "b2/t30": (4, 2, 2), "valid": (4,)}
+    assert {name: array.shape for name, array in arrays.items()} == {"b1/t30": (4, 3), "b2/t30": (4, 2, 2), "valid": (4,), "inputs": (4, 32)}

@@ -1,0 +1,123 @@
+"""The samples table of a store: its columns, their digests, and the Parquet parts it lies in (one more for each time that samples were added)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from difffeat.errors import StoreCorrupt
+from difffeat.recipe import canonical_json
+from difffeat.runtime.manifest import SAMPLES, Manifest, Receipt
+from difffeat.runtime.samples import Sample
+
+Columns = dict[str, list[Any]]
+COLUMNS = ("id", "image", "bytes", "captions", "labels")
+
+
+def sample_columns(samples: Iterable[Sample]) -> Columns:
+    """What the samples table holds: id, image (locator), bytes, captions, labels."""
+    listed = list(samples)
+    return {
+        "id": [sample.id for sample in listed],
+        "image": [sample.locator for sample in listed],
+        "bytes": [sample.size for sample in listed],
+        "captions": [list(sample.captions) for sample in listed],
+        "labels": [None if sample.labels is None else list(sample.labels) for sample in listed],
+    }
+
+
+def take(columns: Columns, rows: Iterable[int]) -> Columns:
+    """Some rows of a table, in the order asked for."""
+    picked = list(rows)
+    return {name: [columns[name][row] for row in picked] for name in COLUMNS}
+
+
+def row_digests(columns: Columns) -> list[bytes]:
+    """SHA-256 of each row."""
+    rows = zip(*(columns[name] for name in COLUMNS), strict=True)
+    return [hashlib.sha256(canonical_json(list(row)).encode()).digest() for row in rows]
+
+
+def joint_digest(rows: Sequence[bytes]) -> str:
+    """SHA-256 over the digests of rows in order: of a part of the table, or of a shard's samples."""
+    return hashlib.sha256(b"".join(rows)).hexdigest()
+
+
+def samples_digest(columns: Columns) -> str:
+    """SHA-256 of a whole table."""
+    return joint_digest(row_digests(columns))
+
+
+def shard_digests(rows: Sequence[bytes], shards: Sequence[int]) -> tuple[str, ...]:
+    """The digest of each shard's samples, given the rows of the whole table."""
+    ends = _ends(shards)
+    return tuple(joint_digest(rows[end - count : end]) for end, count in zip(ends, shards, strict=True))
+
+
+def part_path(store: Path, part: int) -> Path:
+    """`samples.parquet`, then `samples-00001.parquet` for the samples that were added first, and so on."""
+    return store / (SAMPLES if part == 0 else f"samples-{part:05d}.parquet")
+
+
+def encode_part(columns: Columns) -> memoryview:
+    """A Parquet file's bytes. Labels and captions are lists; a sample without labels has null there."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    strings = pa.list_(pa.string())
+    schema = pa.schema([("id", pa.string()), ("image", pa.string()), ("bytes", pa.int64()), ("captions", strings), ("labels", strings)])
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({name: columns[name] for name in COLUMNS}, schema=schema), sink, compression="zstd", store_schema=False)
+    return memoryview(sink.getvalue())
+
+
+def read_samples(store: Path, manifest: Manifest, receipts: Iterable[Receipt | None] = ()) -> Columns:
+    """The whole table, by row. Raises StoreCorrupt when a part is damaged or not the manifest's, or a receipt is of a shard of other samples."""
+    columns, rows = read_table(store, manifest)
+    for receipt in receipts:
+        if receipt is None:
+            continue
+        found = joint_digest(rows[receipt.first_row : receipt.first_row + receipt.rows])
+        if found not in (receipt.samples_digest, receipt.healed_from):
+            raise StoreCorrupt(
+                f"{store}: shard {receipt.shard} was computed from other samples than the store lists for its rows. Run the extraction again: it "
+                "recomputes this shard only."
+            )
+    return columns
+
+
+def read_table(store: Path, manifest: Manifest) -> tuple[Columns, list[bytes]]:
+    """The whole table and the digest of each row. Raises StoreCorrupt when a part is damaged or not the manifest's."""
+    columns: Columns = {name: [] for name in COLUMNS}
+    rows: list[bytes] = []
+    for number, part in enumerate(manifest.samples):
+        path = part_path(store, number)
+        found = _read_part(path)
+        digests = row_digests(found)
+        if joint_digest(digests) not in (part.digest, part.becoming):
+            raise StoreCorrupt(f"{path} is not the one the manifest was written with. Restore it, or extract again with --overwrite.")
+        rows += digests
+        for name in COLUMNS:
+            columns[name] += found[name]
+    return columns, rows
+
+
+def _read_part(path: Path) -> Columns:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path).to_pydict()
+        return {name: table[name] for name in COLUMNS}
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        raise StoreCorrupt(f"{path} is damaged ({error}). Restore it, or extract again with --overwrite.") from None
+
+
+def _ends(counts: Sequence[int]) -> list[int]:
+    ends, row = [], 0
+    for count in counts:
+        row += count
+        ends.append(row)
+    return ends
