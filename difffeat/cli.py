@@ -403,10 +403,36 @@ def store_info(path: Annotated[Path, typer.Argument(help="Feature store.")], as_
 
 @store_app.command("verify")
 def store_verify(path: Annotated[Path, typer.Argument(help="Feature store.")], as_json: Json = False) -> None:
-    """Hash every file again and name each one that is not what its receipt says."""
-    from difffeat.workflows.inspecting import run_verify_store
+    """Hash every file again; name each one that is not what its receipt says, and the command that mends it."""
+    from difffeat.workflows.repairing import run_verify_store
 
-    _emit(run_verify_store(path), as_json)
+    result = run_verify_store(path)
+    _emit(result, as_json)
+    raise typer.Exit(result["exit_code"])
+
+
+@store_app.command("repair")
+@with_source_options
+def store_repair(
+    path: Annotated[Path, typer.Argument(help="Feature store.")],
+    artifact: Annotated[Path | None, typer.Argument(help="The artifact it was made with.")] = None,
+    source: Annotated[str | None, typer.Argument(help="The source it was made from.")] = None,
+    device: Device = None,
+    threads: Threads = None,
+    latents: Annotated[Path | None, typer.Option(help="Latent cache, as for extract.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done.")] = False,
+    as_json: Json = False,
+    *,
+    source_options: SourceOptions,
+) -> None:
+    """Set aside what is damaged and compute only that again, to the same bytes; without ARTIFACT and SOURCE, print the command that does it."""
+    from difffeat.workflows.repairing import run_repair
+
+    result = run_repair(
+        path, artifact, source, device=device, threads=threads, latents=latents, source_options=source_options, dry_run=dry_run, say=_say(as_json)
+    )
+    _emit(result, as_json)
+    raise typer.Exit(result["exit_code"])
 
 
 @store_app.command("diff")

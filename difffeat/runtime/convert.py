@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from difffeat.errors import ConfigError, NonFiniteFeature, StoreCorrupt, StoreWriteError
+from difffeat.runtime.check import BESIDE, check
 from difffeat.runtime.files import LOCK, TEMPORARY, Files, Lock
 from difffeat.runtime.layouts import LAYOUTS, Part, safe_tap
 from difffeat.runtime.manifest import DTYPES
-from difffeat.runtime.store import Store, verify
+from difffeat.runtime.store import Store
 
 FORMAT = "difffeat-converted/1"
 DESCRIPTION = "difffeat.json"
@@ -117,7 +118,7 @@ def convert(
         raise ConfigError(
             f"--to takes {', '.join(LAYOUTS)}, --dtype fp16 or fp32, --rows-per-file at least 1; got {layout!r}, {kind!r}, {rows_per_file}"
         )
-    if problems := verify(path):
+    if problems := [str(problem) for problem in check(path) if problem.kind not in BESIDE]:
         raise StoreCorrupt("\n  ".join([f"{path} is damaged and was not converted:", *problems]))
     rows = Rows(store, chosen, kind, keep_quarantined=keep_quarantined)
     if not len(rows.numbers):

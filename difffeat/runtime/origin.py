@@ -69,6 +69,8 @@ def extract_command(store: Path, manifest: Manifest, origin: Origin | None) -> s
         "captions": run.captions,
         "store-dtype": run.store_dtype,
     }
+    if len(manifest.samples) > 1:
+        options["append"] = True
     if run.truncate:
         options["truncate"] = True
     if manifest.engine.get("device", "cpu") != "cpu":

@@ -12,7 +12,6 @@ import numpy as np
 
 from difffeat.errors import ConfigError, StoreCorrupt, StoreIncomplete
 from difffeat.recipe import Recipe
-from difffeat.runtime.files import hash_file
 from difffeat.runtime.manifest import Manifest, Receipt, read_manifest, read_receipt, shard_path
 from difffeat.runtime.table import read_samples
 
@@ -255,32 +254,10 @@ def _check_size(path: Path, receipt: Receipt) -> None:
 
 
 def verify(path: str | Path) -> list[str]:
-    """Read and hash everything; a line for each file that is not what it should be, with what to do. Empty when all is well.
+    """Read and hash everything; a line for each file that is not what it should be, ending with the command that mends it. Empty when all is well.
 
     Raises StoreNotFound and StoreCorrupt when the manifest itself cannot be read.
     """
-    folder = Path(path)
-    manifest = read_manifest(folder)
-    problems, receipts = [], []
-    for shard in range(len(manifest.shards)):
-        try:
-            receipts.append(read_receipt(folder, manifest, shard))
-            problems += _verify_shard(folder, manifest, shard, receipts[-1])
-        except StoreCorrupt as error:
-            problems.append(str(error))
-    try:
-        read_samples(folder, manifest, receipts)
-    except StoreCorrupt as error:
-        problems.append(str(error))
-    return problems
+    from difffeat.runtime.check import check  # which reads shards with what stands above
 
-
-def _verify_shard(folder: Path, manifest: Manifest, shard: int, receipt: Receipt | None) -> list[str]:
-    path = shard_path(folder, shard, 0 if receipt is None else receipt.generation)
-    if receipt is None:
-        return [f"{path} has no receipt. Run the extraction again: it computes only what is missing."]
-    _check_size(path, receipt)
-    if hash_file(path).sha256 != receipt.sha256:
-        return [f"{path} is corrupt: its SHA-256 is not the receipt's. Delete it and run the extraction again: it recomputes this shard only."]
-    map_shard(path, manifest, receipt.rows)
-    return []
+    return [str(problem) for problem in check(path)]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -248,7 +248,7 @@ class StoreWriter:
         """
         with writing(self.path):
             self._commit_samples()
-            self._render_quarantine(receipts)
+            render_quarantine(self.path, receipts, self._files)
 
     def _commit_samples(self) -> None:
         """Parts that changed are announced in the manifest, then replaced; new parts are written; the manifest says last that all is done."""
@@ -272,14 +272,20 @@ class StoreWriter:
         content = encode_part(take(self.match.columns, range(start, start + parts[number].rows)))
         self._files.commit(part_path(self.path, number), iter_chunks(content), content.nbytes)
 
-    def _render_quarantine(self, receipts: Sequence[Receipt]) -> None:
-        lines = [json.dumps(entry, sort_keys=True) + "\n" for receipt in receipts for entry in map(dict, receipt.quarantined)]
-        path, content = self.path / QUARANTINE, "".join(lines).encode()
-        if content:
-            self._files.commit(path, [content], len(content))
-        elif path.exists():
-            self._files.remove(path)
-            self._files.fsync(self.path)
+
+def quarantine_lines(receipts: Iterable[Receipt]) -> bytes:
+    """What quarantine.jsonl holds: an entry on each line, in the order of the rows."""
+    return "".join(json.dumps(dict(entry), sort_keys=True) + "\n" for receipt in receipts for entry in receipt.quarantined).encode()
+
+
+def render_quarantine(store: Path, receipts: Iterable[Receipt], files: Files) -> None:
+    """Write quarantine.jsonl; no file where nothing was set aside."""
+    path, content = store / QUARANTINE, quarantine_lines(receipts)
+    if content:
+        files.commit(path, [content], len(content))
+    elif path.exists():
+        files.remove(path)
+        files.fsync(store)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""`difffeat inspect` and `difffeat store verify`."""
+"""`difffeat inspect`."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from typing import Any
 from difffeat.engines import Artifact
 from difffeat.engines.artifact import MODEL_FILE, file_digest, load_proto, read_specs
 from difffeat.engines.cost import Cost, graph_cost
-from difffeat.errors import ConfigError, StoreCorrupt
+from difffeat.errors import ConfigError
 from difffeat.recipe import format_timestep
 from difffeat.runtime.manifest import MANIFEST
-from difffeat.runtime.store import verify
 from difffeat.workflows.describing import describe_store
 
 
@@ -92,11 +91,3 @@ def _plan(path: Path) -> dict[str, Any]:
         f"(tuned for {profile['opt_batch']}), sealed"
     )
     return {"path": str(path), "sealed": True, **stored, "text": text}
-
-
-def run_verify_store(path: Path) -> dict[str, Any]:
-    """Hash a store again. Raises StoreCorrupt listing every bad file."""
-    problems = verify(path)
-    if problems:
-        raise StoreCorrupt("\n  ".join([f"{len(problems)} problems in {path}:", *problems]))
-    return {"path": str(path), "problems": [], "text": f"{path}: every file is what its receipt says"}

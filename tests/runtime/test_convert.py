@@ -256,6 +256,12 @@ def test_damage_is_not_passed_on(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_what_lies_beside_the_features_does_not_stop_a_conversion(tmp_path: Path) -> None:
+    make_store(tmp_path / "store", FEATURES)
+    (tmp_path / "store/notes.txt").write_text("mine")
+    assert convert(tmp_path / "store", tmp_path / "out", "npy").rows == 11
+
+
 def test_an_unfinished_store_is_told(tmp_path: Path) -> None:
     make_store(tmp_path / "store", FEATURES)
     (tmp_path / "store/receipts/00001.json").unlink()

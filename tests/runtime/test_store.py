@@ -179,9 +179,9 @@ SPOILED: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "a receipt of other samples": (
         lambda s: edit(s / "receipts/00002.json", lambda r: {**r, "samples_digest": "0" * 64}),
-        "shard 2 was computed from other samples than the store lists for its rows",
+        "00002.json was computed from other samples than the store lists for its rows",
     ),
-    "a receipt that is no JSON": (lambda s: (s / "receipts/00002.json").write_text("{"), "00002.json is damaged: it is not JSON"),
+    "a receipt that is no JSON": (lambda s: (s / "receipts/00002.json").write_text("{"), "00002.json is damaged: it is no receipt"),
     "a receipt without a field": (
         lambda s: edit(s / "receipts/00002.json", lambda r: {k: v for k, v in r.items() if k != "sha256"}),
         "00002.json is damaged",
