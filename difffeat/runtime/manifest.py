@@ -190,12 +190,29 @@ def read_json(path: Path) -> Any:
         raise StoreCorrupt(f"{path} is damaged: it is not JSON ({error}). Run the extraction again, or restore the file.") from None
 
 
+def signed(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The document with its own digest, so that no bit of it can change unnoticed."""
+    return {**document, "digest": digest(dict(document))}
+
+
+def read_signed(path: Path, remedy: str) -> dict[str, Any]:
+    """A document written by `signed`, without its digest. Raises StoreCorrupt, ending with the remedy, when it is none or has changed."""
+    try:
+        document = json.loads(path.read_bytes())
+        stated = document.pop("digest", None) if isinstance(document, dict) else None
+        if stated is not None and digest(document) == stated:
+            return document
+    except (ValueError, RecursionError) as error:
+        raise StoreCorrupt(f"{path} is damaged: it is not JSON ({error}). {remedy}") from None
+    raise StoreCorrupt(f"{path} was altered: it does not have the digest it states. {remedy}")
+
+
 def read_manifest(store: Path) -> Manifest:
     """The manifest of a store. Raises StoreNotFound and StoreCorrupt."""
     path = store / MANIFEST
     if not path.is_file():
         raise StoreNotFound(f"{store} is no feature store: it has no {MANIFEST}. Make one with: difffeat extract ARTIFACT SOURCE -o {store}")
-    return Manifest.from_dict(read_json(path), str(path))
+    return Manifest.from_dict(read_signed(path, "Restore it, or extract again with --overwrite."), str(path))
 
 
 def shard_path(store: Path, shard: int, generation: int = 0) -> Path:
@@ -222,11 +239,17 @@ def read_receipt(store: Path, manifest: Manifest, shard: int) -> Receipt | None:
     path = receipt_path(store, shard)
     if not path.is_file():
         return None
-    receipt = Receipt.from_dict(read_json(path), str(path))
+    receipt = read_own_receipt(path)
     expected = (shard, manifest.shards[shard], manifest.first_rows[shard], manifest.configuration)
     if (receipt.shard, receipt.rows, receipt.first_row, receipt.configuration) != expected or receipt.batch_size not in manifest.batch_sizes:
         raise StoreCorrupt(f"{path} belongs to another shard or store. Delete it and run the extraction again: it recomputes this shard only.")
     return receipt
+
+
+def read_own_receipt(path: Path) -> Receipt:
+    """A receipt, of whatever shard and store. Raises StoreCorrupt when it is damaged."""
+    remedy = "Delete it and run the extraction again: it recomputes this shard only."
+    return Receipt.from_dict(read_signed(path, remedy), str(path))
 
 
 def require_same(found: Manifest, asked: Manifest, store: Path, *, except_for: Collection[str] = (), samples: Sequence[str] = ()) -> None:
@@ -234,15 +257,23 @@ def require_same(found: Manifest, asked: Manifest, store: Path, *, except_for: C
 
     **Arguments:** `except_for` fields that may differ; `samples` differences of the samples, in words, which are told with the rest.
     """
-    mine, theirs = ({k: v for k, v in manifest.to_dict().items() if k not in except_for} for manifest in (found, asked))
+    derived = {"fingerprint", *except_for}  # the fingerprint only repeats that the recipe differs
+    mine, theirs = ({k: v for k, v in manifest.to_dict().items() if k not in derived} for manifest in (found, asked))
     different = [*differences(mine, theirs), *samples]
     if different:
         listed = "\n  ".join(different[:20])
         more = f"\n  and {len(different) - 20} more" if len(different) > 20 else ""
         raise StoreMismatch(
             f"{store} was begun with another configuration; features of two must not mix. It has -> you asked for:\n  {listed}{more}\n"
-            "Repeat the first configuration to go on, choose another -o, or pass --overwrite to begin anew."
+            f"Repeat the first configuration to go on{_first_versions(found, asked)}, choose another -o, or pass --overwrite to begin anew."
         )
+
+
+def _first_versions(found: Manifest, asked: Manifest) -> str:
+    """The command that brings back the libraries that a store was begun with."""
+    other = sorted(name for name, version in found.versions.items() if asked.versions.get(name, version) != version)
+    pins = " ".join(f"'{name}=={found.versions[name]}'" for name in other)
+    return f" (pip install {pins})" if pins else ""
 
 
 def differences(found: Any, asked: Any) -> list[str]:

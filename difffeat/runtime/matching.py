@@ -89,8 +89,9 @@ def match_append(found: Manifest, stored: Columns, asked: Manifest, columns: Col
 def match_retry(
     found: Manifest, stored: Columns, asked: Manifest, columns: Columns, store: Path, receipts: Sequence[Receipt | None], *, rebatch: bool
 ) -> Match:
-    """Samples may have changed where they are in quarantine, nowhere else; the source may lack some. Raises StoreMismatch naming the first
-    difference.
+    """Samples may have changed where they are in quarantine, nowhere else; the source may lack some, and hold others, which are left for --append.
+
+    Raises StoreMismatch naming the first difference.
     """
     _require_configuration(found, asked, store, rebatch)
     row_of = {name: row for row, name in enumerate(stored["id"])}
@@ -98,10 +99,12 @@ def match_retry(
     whole = {name: list(stored[name]) for name in COLUMNS}
     for index, name in enumerate(columns["id"]):
         if name not in row_of:
-            raise StoreMismatch(f"{store} has no sample {name!r}, so there is nothing of it to retry. Add it with --append, in a run of its own.")
+            continue  # to be added with --append afterwards
         places[row_of[name]] = index
         for field in COLUMNS:
             whole[field][row_of[name]] = columns[field][index]
+    if all(place is None for place in places):
+        raise StoreMismatch(f"{store} has none of these samples ({columns['id'][0]!r} ...), so there is nothing to retry. Add them with --append.")
     old, new = row_digests(stored), row_digests(whole)
     before, digests = shard_digests(old, found.shards), shard_digests(new, found.shards)
     for shard, receipt in enumerate(receipts):

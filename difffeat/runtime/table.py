@@ -94,7 +94,7 @@ def read_table(store: Path, manifest: Manifest) -> tuple[Columns, list[bytes]]:
     rows: list[bytes] = []
     for number, part in enumerate(manifest.samples):
         path = part_path(store, number)
-        found = _read_part(path)
+        found = _read_part(path, part.rows)
         digests = row_digests(found)
         if joint_digest(digests) not in (part.digest, part.becoming):
             raise StoreCorrupt(f"{path} is not the one the manifest was written with. Restore it, or extract again with --overwrite.")
@@ -104,12 +104,16 @@ def read_table(store: Path, manifest: Manifest) -> tuple[Columns, list[bytes]]:
     return columns, rows
 
 
-def _read_part(path: Path) -> Columns:
+def _read_part(path: Path, rows: int) -> Columns:
+    """Rows are counted before any is read: a few kilobytes of Parquet can hold millions."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(path).to_pydict()
+        with pq.ParquetFile(path) as file:
+            if file.metadata.num_rows != rows:
+                raise ValueError(f"it has {file.metadata.num_rows} rows, the manifest says {rows}")
+            table = file.read().to_pydict()
         return {name: table[name] for name in COLUMNS}
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise StoreCorrupt(f"{path} is damaged ({error}). Restore it, or extract again with --overwrite.") from None

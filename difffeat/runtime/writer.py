@@ -28,6 +28,7 @@ from difffeat.runtime.manifest import (
     receipt_path,
     shard_of,
     shard_path,
+    signed,
 )
 from difffeat.runtime.matching import Match, Mode, match_append, match_new, match_resume, match_retry
 from difffeat.runtime.origin import ORIGIN, Origin
@@ -70,7 +71,7 @@ class ShardWriter:
             written: Written = self._files.commit(shard_path(self.path, shard, generation), iter_chunks(content), len(content))
         receipt = self._receipt(shard, written, quarantined, generation)
         with writing(self.path):
-            self._files.commit_json(receipt_path(self.path, shard), receipt.to_dict())
+            self._files.commit_json(receipt_path(self.path, shard), signed(receipt.to_dict()))
             if replacing is not None:
                 old = shard_path(self.path, shard, replacing.generation)
                 self._files.remove(old)
@@ -83,7 +84,7 @@ class ShardWriter:
         if (amended.samples_digest, amended.quarantined) == (receipt.samples_digest, receipt.quarantined):
             return receipt
         with writing(self.path):
-            self._files.commit_json(receipt_path(self.path, receipt.shard), amended.to_dict())
+            self._files.commit_json(receipt_path(self.path, receipt.shard), signed(amended.to_dict()))
         return amended
 
     def _receipt(self, shard: int, written: Written, quarantined: Sequence[Mapping[str, Any]], generation: int) -> Receipt:
@@ -185,10 +186,12 @@ class StoreWriter:
         self._write_part(0)
         if self._origin is not None:
             self._origin.write(self.path, self._files)
-        self._files.commit_json(self.path / MANIFEST, self.match.manifest.to_dict())
+        self._files.commit_json(self.path / MANIFEST, signed(self.match.manifest.to_dict()))
         self._files.fsync(self.path.parent)
 
     def _go_on(self) -> None:
+        for folder in ("shards", "receipts"):
+            self._files.make_folder(self.path / folder)
         stored, digests = self._stored()
         self._settled = _settled(self._on_disk, digests)
         arguments = (self._settled, stored, self._asked, self._columns, self.path)
@@ -263,7 +266,7 @@ class StoreWriter:
             self._commit_manifest(final)
 
     def _commit_manifest(self, manifest: Manifest) -> None:
-        self._files.commit_json(self.path / MANIFEST, manifest.to_dict())
+        self._files.commit_json(self.path / MANIFEST, signed(manifest.to_dict()))
         self._on_disk = manifest
 
     def _write_part(self, number: int) -> None:

@@ -366,9 +366,24 @@ def _stores(work: Path) -> dict[str, Case]:
     large = spoiled("large", "manifest.json", text.replace('"rows": 6', f'"rows": {10**400}').encode())
     deep = spoiled("deep", "manifest.json", b"[" * 500_000)
     many = spoiled("many", "manifest.json", text.replace('"shards": [4, 2]', f'"shards": [{2**61}, {2**61}]').encode())
+    bomb = spoiled("bomb", "samples.parquet", _parquet_bomb())
     return {
+        "a table of ten million rows in a few kilobytes": Case(lambda: Store.open(bomb).ids, "StoreCorrupt"),
         "a shard whose header has 2⁶² bytes": Case(lambda: map_shard(shard_path(long, 0), manifest, 4), "StoreCorrupt"),
         "a manifest of 10⁴⁰⁰ rows": Case(lambda: Store.open(large), "StoreCorrupt"),
         "a manifest nested 500 000 deep": Case(lambda: Store.open(deep), "StoreCorrupt"),
         "a manifest of 2⁶² rows": Case(lambda: Store.open(many), "StoreCorrupt"),
     }
+
+
+def _parquet_bomb() -> bytes:
+    """Ten million empty rows in a few kilobytes, where the manifest says six."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    count = 10_000_000
+    strings = pa.nulls(count, pa.list_(pa.string()))
+    columns = {"id": pa.nulls(count, pa.string()), "image": pa.nulls(count, pa.string()), "bytes": pa.nulls(count, pa.int64())}
+    sink = io.BytesIO()
+    pq.write_table(pa.table({**columns, "captions": strings, "labels": strings}), sink, compression="zstd", store_schema=False)
+    return sink.getvalue()

@@ -6,8 +6,11 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
+from difffeat.errors import DifffeatError
 from difffeat.runtime.files import LOCK, TEMPORARY
-from difffeat.runtime.store import verify
+from difffeat.runtime.store import Store, verify
 from tests.faults.forks import die, in_child
 from tests.faults.outcome import Outcome, Size, outcome, told
 from tests.faults.scenarios import Scenario, scenarios
@@ -46,8 +49,21 @@ def _once(scenario: Scenario, operation: int, found: Outcome) -> None:
         for name, digest in tree(scenario.out).items():
             partial = name == LOCK or name.endswith(TEMPORARY)
             found.expect(partial or scenario.expected.get(name) == digest, f"{where}: {name} lies there half-written")
+    if scenario.grows:
+        found.expect(_still_readable(scenario), f"{where}: the finished store that was added to or mended cannot be read any more")
     told(lambda: verify(scenario.out))  # whatever the state: problems or a typed error, never a crash
     _finish(scenario, where, found)
+
+
+def _still_readable(scenario: Scenario) -> bool:
+    """Every row that was good before is there, under its own id."""
+    assert scenario.start is not None
+    try:
+        store, before = Store.open(scenario.out), Store.open(scenario.start)
+        kept = all(np.array_equal(np.asarray(store[tap])[: len(before)][before.valid], np.asarray(before[tap])[before.valid]) for tap in before.taps)
+        return kept and store.ids[: len(before)] == before.ids and bool(store.valid[: len(before)][before.valid].all())
+    except DifffeatError:
+        return False
 
 
 def _twice(scenario: Scenario, operation: int, seconds: int, found: Outcome) -> None:

@@ -18,7 +18,7 @@ from tests.faults.scenarios import Scenario, scenarios
 from tests.runtime.fake import tree
 
 STATES = {"short": 2, "long": 8}
-SHORT = ("image extraction",)
+SHORT = ("image extraction", "image extraction with --retry-quarantined")
 SECOND_STATES = {"short": 0, "long": 1}
 
 
@@ -27,7 +27,7 @@ def campaign(size: Size, work: Path) -> Iterator[Outcome]:
     for scenario in scenarios(work, ("image",) if size == "short" else ("image", "text")):
         if size == "long" or scenario.name in SHORT:
             with outcome(f"power cut during {scenario.name}") as found:
-                cut_everywhere(scenario, STATES[size], SECOND_STATES[size], found, every=1 if size == "long" else 2)
+                cut_everywhere(scenario, STATES[size], SECOND_STATES[size], found, every=1 if size == "long" else 3)
             yield found
 
 
@@ -120,7 +120,7 @@ def _receipted(scenario: Scenario, disk: Disk) -> list[str]:
     for name, digest in scenario.expected.items():
         if name.startswith("receipts/") and disk.durable(f"out/{name}") and hashes.get(name) == digest:
             receipt = json.loads((scenario.out / name).read_text())
-            kept += [name, shard_path(Path(), receipt["shard"]).as_posix()]
+            kept += [name, shard_path(Path(), receipt["shard"], receipt["generation"]).as_posix()]
     return kept
 
 

@@ -18,7 +18,7 @@ from tests.faults.scenarios import Scenario, scenarios
 from tests.runtime.fake import CountedFiles, tree
 
 ERRORS = {"short": (errno.ENOSPC,), "long": (errno.ENOSPC, errno.EIO)}
-SHORT = ("image extraction",)
+SHORT = ("image extraction", "image extraction with --append")
 NEEDS_SPACE = frozenset({"create", "allocate", "write", "sync", "rename", "link", "make_one_folder"})
 MESSAGE = re.compile(r"writing to .*out failed: .+\. Finished shards are kept; free space or mend the disk, then run the same command again\.")
 
@@ -30,7 +30,7 @@ def campaign(size: Size, work: Path) -> Iterator[Outcome]:
             continue
         for number in ERRORS[size]:
             with outcome(f"{errno.errorcode[number]} during {scenario.name}") as found:
-                for operation in range(0, scenario.operations, 1 if size == "long" else 3):
+                for operation in range(0, scenario.operations, 1 if size == "long" else 5):
                     _refused(scenario, f"operation {operation} refused", Refusing(operation, number, lasting=False), found)
                     if size == "long" or operation % 2 == 0:
                         _refused(scenario, f"all from operation {operation} on refused", Refusing(operation, number, lasting=True), found)

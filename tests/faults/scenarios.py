@@ -13,6 +13,7 @@ from difffeat.engines.base import Engine
 from difffeat.recipe import RunRecipe
 from difffeat.runtime.extract import Summary, extract
 from difffeat.runtime.files import Files
+from difffeat.runtime.matching import Mode
 from difffeat.runtime.sources import open_source
 from difffeat.workflows.scenes import tokenizer_json
 from tests.runtime.fake import CountedFiles, FakeEngine, FakeTextEngine, encoded, folder_of_images, tree
@@ -40,7 +41,8 @@ def run(kind: str, source: Path, out: Path, *, engine: Engine | None = None, fil
 class Scenario:
     """A run of `work` on the folder `out`, begun from `start` (None: no folder), that must always end in `expected`.
 
-    **Fields:** `operations` that an undisturbed run makes; `fresh` whether every file that appears under its own name is already the final one.
+    **Fields:** `operations` that an undisturbed run makes; `fresh` whether every file that appears under its own name is already the final one;
+    `grows` whether a finished store is added to or mended, and stays one that can be read all the while.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Scenario:
     expected: dict[str, str]
     operations: int
     fresh: bool
+    grows: bool = False
 
     def reset(self) -> None:
         """The folder as it was before."""
@@ -68,13 +71,13 @@ def _scenario(name: str, folder: Path, work: Callable[..., Summary], start: Path
     made.reset()
     counted = CountedFiles(lambda *_: None)
     made.go(counted)
-    made.expected, made.operations = tree(made.out), counted.count
+    made.expected, made.operations, made.grows = tree(made.out), counted.count, "--append" in name or "--retry" in name
     return made
 
 
 def scenarios(folder: Path, kinds: tuple[str, ...] = ("image", "text")) -> list[Scenario]:
     """Every kind of run that writes a store."""
-    return [make(kind, folder / kind / make.__name__) for kind in kinds for make in (_first, _overwrite)]
+    return [make(kind, folder / kind / make.__name__) for kind in kinds for make in (_first, _overwrite, _append, _retry)]
 
 
 def _first(kind: str, place: Path) -> Scenario:
@@ -87,3 +90,26 @@ def _overwrite(kind: str, place: Path) -> Scenario:
     source = make_source(place / "source")
     run(kind, source, place / "base", run=RunRecipe(seed=9), shard_size=3)
     return _scenario(f"{kind} extraction with --overwrite", place, partial(run, kind, source, overwrite=True), place / "base")
+
+
+def _append(kind: str, place: Path) -> Scenario:
+    """Five more samples, one of them bad, whose names lie between those that are there."""
+    source = make_source(place / "source")
+    run(kind, source, place / "base")
+    for index in range(5):
+        (source / f"{index:02d}-more.png").write_bytes(encoded(20 + index) if index != 2 else b"")
+        (source / f"{index:02d}-more.txt").write_bytes(b"two three" if index != 2 else b"\xff")
+    return _scenario(f"{kind} extraction with --append", place, partial(run, kind, source, mode=Mode.APPEND), place / "base")
+
+
+def _retry(kind: str, place: Path) -> Scenario:
+    """Bad samples in every shard; all are mended but one, whose bytes change though it stays bad."""
+    source = make_source(place / "source")
+    suffix, bad, still_bad = (".png", b"", b"a note") if kind == "image" else (".txt", b"\xff", b"the \xff")
+    for index in (1, 2, 8, 9):
+        (source / f"{index:02d}{suffix}").write_bytes(bad)
+    run(kind, source, place / "base", max_bad_fraction=0.9)
+    for index in (1, 2, 8, 3 if kind == "image" else 5):
+        (source / f"{index:02d}{suffix}").write_bytes(encoded(index) if kind == "image" else b"the two")
+    (source / f"09{suffix}").write_bytes(still_bad)
+    return _scenario(f"{kind} extraction with --retry-quarantined", place, partial(run, kind, source, mode=Mode.RETRY), place / "base")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import pty
 import resource
@@ -17,7 +18,7 @@ import pytest
 from difffeat.cli import main
 from difffeat.runtime.store import Store, verify
 from tests.artifacts import exported
-from tests.runtime.fake import folder_of_images, tree
+from tests.runtime.fake import encoded, folder_of_images, tree
 
 ROOT = Path(__file__).parents[2]
 
@@ -154,10 +155,23 @@ def test_a_deleted_shard_is_named_and_the_same_command_brings_it_back(finished: 
     assert verify(out) == []
 
 
+def test_another_version_of_a_library_is_named_with_the_command_that_brings_the_first_back(
+    finished: tuple[Path, Path], run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = importlib.metadata.version
+    mine = real("pillow")
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "99.0" if name == "pillow" else real(name))
+    code, _, errors = run(*arguments(*finished))
+    assert code == 1
+    assert f"versions.pillow: '{mine}' -> '99.0'" in errors
+    assert f"pip install 'pillow=={mine}'" in errors
+
+
 def test_a_changed_option_is_named_with_its_old_value(finished: tuple[Path, Path], run: Run) -> None:
     code, _, errors = run(*arguments(*finished, "--seed", "9", "--store-dtype", "fp32"))
     assert code == 1
     assert "recipe.run.seed: 0 -> 9" in errors
+    assert "fingerprint" not in errors
     assert "recipe.run.store_dtype: 'fp16' -> 'fp32'" in errors
     assert "Repeat the first configuration to go on, choose another -o, or pass --overwrite to begin anew." in errors
 
@@ -167,3 +181,17 @@ def test_a_store_of_something_else_is_not_written_into(finished: tuple[Path, Pat
     (out / "notes.txt").write_text("mine")
     code, _, errors = run(*arguments(source, out, "--overwrite"))
     assert (code, "holds files that are no store's (notes.txt); choose another -o." in errors) == (2, True)
+
+
+def test_too_many_bad_samples_stop_the_run_and_it_goes_on_with_a_higher_limit(run: Run, tmp_path: Path) -> None:
+    source, out = folder_of_images(tmp_path / "images", 6), tmp_path / "out"
+    (source / "01.png").write_bytes(b"")
+    code, _, errors = run(*arguments(source, out, "--max-bad-fraction", "0"))
+    assert code == 4
+    assert "TooManyBadSamples: 1 of 6 samples are in quarantine, more than --max-bad-fraction 0 allows." in errors
+    assert "or raise the limit and run again to go on." in errors
+    code, printed, _ = run(*arguments(source, out))
+    assert (code, "1 samples are in quarantine; the reasons stand in" in printed) == (3, True)
+    (source / "01.png").write_bytes(encoded(1))
+    code, printed, _ = run(*arguments(source, out, "--retry-quarantined"))
+    assert (code, "1 quarantined samples are good now" in printed) == (0, True)

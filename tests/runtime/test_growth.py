@@ -231,8 +231,32 @@ def test_the_mended_files_alone_are_enough_to_retry(source: Path, tmp_path: Path
     mend(source, 1)
     assert run(Source("mended", open_source(source).samples[1:2]), out, Mode.RETRY).healed == 1
     assert [entry["id"] for entry in Store.open(out).quarantined] == ["09"]
-    with pytest.raises(StoreMismatch, match=r"has no sample 'x', so there is nothing of it to retry. Add it with --append"):
+    with pytest.raises(StoreMismatch, match=r"has none of these samples \('x' \.\.\.\), so there is nothing to retry. Add them with --append"):
         run(Source("other", (Sample("x", FileBlob(str(source), "01.png"), "01.png"),)), out, Mode.RETRY)
+
+
+def test_a_source_with_mended_and_new_samples_is_retried_first_and_then_appended(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    spoil(source, 1)
+    run(source, out)
+    mend(source, 1)
+    (source / "new.png").write_bytes(encoded(40))
+    with pytest.raises(StoreMismatch, match=r"bytes 0 -> \d+.*mend quarantined ones with --retry-quarantined"):
+        run(source, out, Mode.APPEND)
+    assert run(source, out, Mode.RETRY).healed == 1
+    assert run(source, out, Mode.APPEND).added == 1
+    assert Store.open(out).ids[-1] == "new"
+    assert verify(out) == []
+
+
+def test_folders_that_were_deleted_come_back(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(source, out)
+    before = tree(out)
+    for folder in ("shards", "receipts"):
+        shutil.rmtree(out / folder)
+        run(source, out)
+        assert tree(out) == before
 
 
 def test_a_shard_lost_after_a_retry_is_computed_again(source: Path, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import subprocess
 import sys
 import time
@@ -30,16 +29,6 @@ def run(source: Path, out: Path, engine: FakeEngine | None = None, files: Counte
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     return folder_of_images(tmp_path / "images", 10)
-
-
-@pytest.mark.parametrize(("scene", "least"), [("first", 40), ("overwrite", 50), ("append", 40), ("retry", 40)])
-def test_killed_ahead_of_every_operation_a_run_ends_in_the_same_bytes_when_it_is_run_again(scene: str, least: int, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.runtime.kill_driver", scene, str(tmp_path)]
-    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert finished.returncode == 0, finished.stderr
-    result = json.loads(finished.stdout)
-    assert result["failures"] == []
-    assert result["killed"] == result["operations"] > least
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from difffeat.errors import ConfigError, DifffeatError, StoreCorrupt, StoreIncomplete, StoreMismatch, StoreNotFound
 from difffeat.recipe import Recipe, RunRecipe
-from difffeat.runtime.manifest import Manifest, Receipt, SamplesPart
+from difffeat.runtime.manifest import Manifest, Receipt, SamplesPart, read_receipt, signed
 from difffeat.runtime.samples import Sample
 from difffeat.runtime.store import Store, map_shard, verify
 from difffeat.runtime.table import sample_columns, samples_digest
@@ -140,7 +140,10 @@ def test_no_store_and_an_unfinished_one_are_told(tmp_path: Path) -> None:
 
 
 def edit(path: Path, change: Callable[[Any], Any]) -> None:
-    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    """Change a signed document as its writer might have: with the digest that belongs to it then."""
+    document = json.loads(path.read_text())
+    del document["digest"]
+    path.write_text(json.dumps(signed(change(document))))
 
 
 def flip(path: Path, place: int) -> None:
@@ -189,6 +192,15 @@ SPOILED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "altered samples": (lambda s: swap_samples(s), "samples.parquet is not the one the manifest was written with"),
     "garbage for samples": (lambda s: (s / "samples.parquet").write_bytes(b"PAR1"), "samples.parquet is damaged"),
 }
+
+
+def test_a_document_that_was_changed_by_hand_is_told_apart(spoilt: Path) -> None:
+    for path in (spoilt / "receipts/00001.json", spoilt / "manifest.json"):
+        path.write_text(path.read_text().replace("the file is empty", "the file is fine").replace('"a"', '"z"'))
+    with pytest.raises(StoreCorrupt, match=r"manifest\.json was altered: it does not have the digest it states. Restore it, or"):
+        Store.open(spoilt)
+    with pytest.raises(StoreCorrupt, match=r"00001\.json was altered: it does not have the digest it states. Delete it and run the extraction again"):
+        read_receipt(spoilt, MANIFEST, 1)
 
 
 def swap_samples(store: Path) -> None:
