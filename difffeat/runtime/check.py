@@ -15,8 +15,8 @@ from difffeat.runtime.manifest import (
     QUARANTINE,
     Manifest,
     Receipt,
-    read_json,
     read_manifest,
+    read_own_receipt,
     read_receipt,
     receipt_path,
     shard_of,
@@ -120,9 +120,9 @@ class _Check:
     def _bad_receipt(self, path: Path, shard: int) -> None:
         """Damaged, or whole but of another shard or another configuration."""
         try:
-            Receipt.from_dict(read_json(path), str(path))
+            read_own_receipt(path)
         except StoreCorrupt:
-            self._add(path, "damaged-receipt", "is damaged: it is no receipt", shard=shard)
+            self._add(path, "damaged-receipt", "is damaged: it is no receipt, or was altered", shard=shard)
         else:
             self._add(path, "stale-receipt", "belongs to another shard or store", shard=shard)
 
@@ -192,12 +192,29 @@ class _Check:
         except StoreCorrupt:
             self._add(self._folder / ORIGIN, "origin", "is damaged; it only says where artifact and source were")
 
+    def _under_way(self) -> set[Path]:
+        """Finished shards of samples that are being added: the manifest lists them when all are there, and a run with --append goes on from them."""
+        found: set[Path] = set()
+        for path in sorted((self._folder / "receipts").glob("*.json")):
+            try:
+                receipt = read_own_receipt(path)
+            except StoreCorrupt:
+                continue
+            if receipt.shard not in self._numbers and path == receipt_path(self._folder, receipt.shard) and self._is_ours(receipt):
+                found |= {path, self._shard_file(receipt)}
+        return found
+
+    def _is_ours(self, receipt: Receipt) -> bool:
+        file = self._shard_file(receipt)
+        return receipt.configuration == self._manifest.configuration and file.is_file() and file.stat().st_size == receipt.bytes
+
     def _find_strays(self) -> None:
         """Files that are no part of the store: left half-written, of shards that no receipt names, or somebody else's."""
         shards, receipts = self._folder / "shards", self._folder / "receipts"
         own = {self._folder / name for name in (MANIFEST, QUARANTINE, ORIGIN, LOCK)}
         own |= {part_path(self._folder, number) for number in range(len(self._manifest.samples))}
         own |= {receipt_path(self._folder, shard) for shard in self._numbers} | {self._shard_file(receipt) for receipt in self._receipts.values()}
+        own |= self._under_way()
         unsettled = set(self._numbers) - self._receipts.keys()
         for path in sorted(self._folder.rglob("*")):
             if path in own or (path.is_dir() and not path.is_symlink()):

@@ -26,7 +26,7 @@ from pathlib import Path
 
 from tests.faults.outcome import Outcome, Size
 
-CAMPAIGNS = ("kill", "power", "refuse", "parsers", "poison", "hostile", "races", "memory", "door")
+CAMPAIGNS = ("kill", "power", "refuse", "machine", "corrupt", "parsers", "poison", "hostile", "races", "memory", "door")
 """The longest first, so that the last to end is a short one."""
 
 
