@@ -23,6 +23,7 @@ import numpy as np
 from PIL import Image
 
 from difffeat.errors import TooManyBadSamples
+from difffeat.runtime.matching import Mode
 from difffeat.runtime.store import Store, verify
 from difffeat.workflows.scenes import tokenizer_json
 from tests.faults.outcome import Outcome, Size, outcome, told
@@ -32,6 +33,7 @@ from tests.runtime.fake import encoded, tree
 SAMPLES = {"short": 300, "long": 20_000}
 SHARE = 0.03
 GOOD_IMAGES = 16
+SHARD = 16
 
 
 @dataclass(frozen=True)
@@ -149,21 +151,54 @@ def mend(folder: Path, name: str) -> None:
 
 
 def campaign(size: Size, work: Path) -> Iterator[Outcome]:
-    """The corpus through an image and a text extraction, then mended and retried."""
-    source = work / "corpus"
-    placed = make_corpus(source, SAMPLES[size], SHARE, seed=0)
+    """The corpus through an image and a text extraction, then mended and retried; each modality has its own copy, to be mended in."""
     (work / "tokenizer.json").write_text(tokenizer_json())
     for kind in ("image", "text"):
+        source, out = work / f"{kind}-corpus", work / kind
+        placed = make_corpus(source, SAMPLES[size], SHARE, seed=0)
         with outcome(f"{len(placed)} bad of {SAMPLES[size]} samples, {kind}") as found:
-            _told(kind, source, work / kind, placed, found)
+            _told(kind, source, out, placed, found)
         yield found
         with outcome(f"more bad samples than --max-bad-fraction allows, {kind}") as found:
             _stopped(kind, source, work, found)
         yield found
+        with outcome(f"bad samples mended and retried, {kind}") as found:
+            _healed(kind, source, out, placed, found)
+        yield found
+
+
+def _healed(kind: str, source: Path, out: Path, placed: dict[str, str], found: Outcome) -> None:
+    """Exactly the mended rows change; files without one keep their bytes, and so does every other row."""
+    before, files = Store.open(out), tree(out)
+    ids = before.ids
+    kept = {tap: np.array(before[tap]) for tap in before.taps}
+    bad = [entry["id"] for entry in before.quarantined]
+    rows = np.array([entry["row"] for entry in before.quarantined])
+    shards = {int(row) // SHARD for row in rows}
+    for name in bad:
+        mend(source, name)
+    summary = run(kind, source, out, batch_size=16, shard_size=SHARD, mode=Mode.RETRY)
+    store = Store.open(out)
+    found.points, found.reached = len(bad), summary.healed
+    found.expect((summary.exit_code, summary.quarantined, summary.rows) == (0, 0, len(before)), f"after mending: {summary}")
+    found.expect(bool(store.valid.all()) and not (out / "quarantine.jsonl").exists(), "something is still set aside")
+    found.expect(store.ids == ids, "rows were moved")
+    others = np.setdiff1d(np.arange(len(before)), rows)
+    for tap in store.taps:
+        found.expect(np.array_equal(np.array(store[tap])[others], kept[tap][others]), f"{tap}: rows changed that were not mended")
+        found.expect(bool(np.array(store[tap])[rows].any(axis=1).all()), f"{tap}: mended rows are still empty")
+    touched = {name for name, digest in tree(out).items() if files.get(name) != digest and name.startswith(("shards", "receipts"))}
+    found.expect({int(Path(name).name[:5]) for name in touched} == shards, f"other shards were written: {sorted(touched)}")
+    found.expect(told(lambda: verify(out)) == [], "the store does not verify")
+    run(kind, source, out.with_name(f"{kind}-anew"), batch_size=16, shard_size=SHARD)
+    anew = Store.open(out.with_name(f"{kind}-anew"))
+    for tap in store.taps:
+        found.expect(np.array_equal(np.array(store[tap]), np.array(anew[tap])), f"{tap}: a healed store is not one made of good samples at once")
+    found.note = f"{len(shards)} of {-(-len(before) // SHARD)} shards rewritten; {len([n for n in placed if n not in bad])} others left as they were"
 
 
 def _told(kind: str, source: Path, out: Path, placed: dict[str, str], found: Outcome) -> None:
-    summary = run(kind, source, out, batch_size=16, shard_size=64)
+    summary = run(kind, source, out, batch_size=16, shard_size=SHARD)
     expected = {name: error for name, how in placed.items() if (error := POISONS[how].images if kind == "image" else POISONS[how].text)}
     store = Store.open(out)
     entries = {entry["id"]: entry for entry in store.quarantined}
@@ -188,13 +223,13 @@ def _stopped(kind: str, source: Path, work: Path, found: Outcome) -> None:
     out = work / f"{kind}-limited"
     found.points = 1
     try:
-        run(kind, source, out, batch_size=16, shard_size=64, max_bad_fraction=0.005)
+        run(kind, source, out, batch_size=16, shard_size=SHARD, max_bad_fraction=0.005)
         found.differences.append("it did not stop")
     except TooManyBadSamples as error:
         found.reached = 1
         found.expect(error.exit_code == 4, f"exit code {error.exit_code}")
         found.expect("--max-bad-fraction 0.005 allows" in str(error), str(error))
-    run(kind, source, out, batch_size=16, shard_size=64)
+    run(kind, source, out, batch_size=16, shard_size=SHARD)
     found.expect(tree(out) == tree(work / kind), "going on with a higher limit gives other bytes")
 
 
