@@ -16,7 +16,7 @@ from tests.faults.outcome import Outcome, Size, outcome, told
 from tests.faults.scenarios import Scenario, scenarios
 from tests.runtime.fake import CountedFiles, tree
 
-SECOND_KILLS = {"short": 1, "long": 4}
+SECOND_KILLS = {"short": 1, "long": 3}
 
 
 def campaign(size: Size, work: Path) -> Iterator[Outcome]:

@@ -30,7 +30,7 @@ from tests.faults.poison import saved
 from tests.faults.scenarios import run
 from tests.runtime.fake import CountedFiles, FakeEngine
 
-EXAMPLES = {"short": 12, "long": 120}
+EXAMPLES = {"short": 12, "long": 60}
 STEPS = {"short": 15, "long": 30}
 
 

@@ -17,7 +17,7 @@ from tests.faults.outcome import Outcome, Size, outcome, told
 from tests.faults.scenarios import Scenario, scenarios
 from tests.runtime.fake import tree
 
-STATES = {"short": 2, "long": 8}
+STATES = {"short": 2, "long": 6}
 SHORT = ("image extraction", "image extraction with --retry-quarantined")
 SECOND_STATES = {"short": 0, "long": 1}
 

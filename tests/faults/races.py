@@ -24,7 +24,7 @@ from tests.faults.scenarios import ENGINES, make_source, run
 from tests.runtime.fake import tree
 
 WRITERS = READERS = 8
-ROUNDS = {"short": 6, "long": 150}
+ROUNDS = {"short": 6, "long": 60}
 
 
 def campaign(size: Size, work: Path) -> Iterator[Outcome]:
