@@ -3,12 +3,13 @@
 # make faults       the long tests of what a store promises: killed everywhere, power cuts, full disks, corruption, races (about ten minutes)
 # make lint         ruff and pyright
 # make full-size    DiT-XL/2 and Plaid 1B at full size, random weights: export, parity, speed (about 24 GiB of memory)
+# make gpu          the same and more on an NVIDIA GPU: every engine side by side, one call
 
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: setup quickstart test faults lint full-size clean
+.PHONY: setup quickstart test faults lint full-size gpu clean
 
 setup: $(STAMP)
 
@@ -35,5 +36,8 @@ full-size: setup
 	$(BIN)/python -m difffeat.benchmarks.full_size --output full-size-out
 	$(BIN)/python -m pytest -m slow
 
+gpu: setup
+	$(BIN)/python -m difffeat.benchmarks.gpu --output gpu-out
+
 clean:
-	rm -rf .venv quickstart-out full-size-out
+	rm -rf .venv quickstart-out full-size-out gpu-out

@@ -68,9 +68,13 @@ def export(
     tokenizer: Annotated[str | None, typer.Option(help="tokenizer.json of a text model.")] = None,
     blocks: Annotated[str | None, typer.Option(help="Blocks to tap, e.g. 12, 4,8,12 or all; block k is the stream after k blocks.")] = None,
     timestep: Annotated[str | None, typer.Option("-t", "--timestep", help="Timestep; for --graph sweep a list such as 0,10,30.")] = None,
-    graph: Annotated[str | None, typer.Option(help="image, latents, from-latents, sweep, text (or denoiser, later).")] = None,
-    noising: Annotated[str | None, typer.Option(help="random, constant or mean. Default: random for images, mean for text.")] = None,
+    graph: Annotated[str | None, typer.Option(help="image, latents, from-latents, sweep or text.")] = None,
+    noising: Annotated[
+        str | None, typer.Option(help="random, constant, mean or ddim (inversion). Default: random for images, mean for text.")
+    ] = None,
     noise_seed: Annotated[int, typer.Option(help="Seed of the baked-in noise of --noising constant.")] = 0,
+    ddim_steps: Annotated[int, typer.Option(help="Steps of the inversion of --noising ddim.")] = 10,
+    self_conditioning: Annotated[bool, typer.Option("--self-conditioning", help="Text: a first pass of the denoiser conditions the second.")] = False,
     label: Annotated[int | None, typer.Option(help="Class label of a DiT; default: its null label.")] = None,
     pooling: Annotated[str, typer.Option(help="mean, max, grid or tokens.")] = "mean",
     dtype: Annotated[str, typer.Option(help="fp32, fp16 or bf16; for int8 see difffeat quantize.")] = "fp32",
@@ -88,6 +92,7 @@ def export(
 
     report = run_export(
         model, weights, vae=vae, tokenizer=tokenizer, blocks=blocks, timestep=timestep, graph=graph, noising=noising, noise_seed=noise_seed,
+        ddim_steps=ddim_steps, self_conditioning=self_conditioning,
         label=label, pooling=pooling, dtype=dtype, heads=heads, timestep_embedding=timestep_embedding, revision=revision, sha256=sha256, seed=seed,
         output=output, overwrite=overwrite, say=_say(as_json),
     )  # fmt: skip
@@ -390,6 +395,24 @@ def bench_text(
         model, weights, tokenizer=tokenizer, block=block, captions=captions, batch_size=batch_size, repeats=repeats, threads=threads, int8=int8,
         output=output, say=_say(as_json),
     )  # fmt: skip
+    _emit(result, as_json)
+
+
+@bench_app.command("precision")
+def bench_precision(
+    train: Annotated[int, typer.Option(help="Scenes that the probes are trained on.")] = 2000,
+    test: Annotated[int, typer.Option(help="Scenes that features and probes are compared on.")] = 1000,
+    precisions: Annotated[str, typer.Option(help="Of fp16, bf16 and int8, separated by commas.")] = "fp16,bf16,int8",
+    models: Annotated[str, typer.Option(help="Of dit-digits and plaid-digits, separated by commas.")] = "dit-digits,plaid-digits",
+    output: Output = None,
+    as_json: Json = False,
+) -> None:
+    """What low precision costs the bundled backbones, in features and in a frozen probe's mAP, at every tap."""
+    from difffeat.benchmarks.precision import run_precision
+
+    result = run_precision(
+        train=train, test=test, precisions=tuple(precisions.split(",")), models=tuple(models.split(",")), output=output, say=_say(as_json)
+    )
     _emit(result, as_json)
 
 

@@ -43,6 +43,17 @@ def format_timestep(t: float) -> str:
     return str(int(t)) if float(t).is_integer() else repr(float(t))
 
 
+def ddim_path(family: str, t: float, steps: int) -> tuple[float, ...]:
+    """Timesteps of a deterministic inversion from 0 to t in `steps` equal steps, 0 first; DiT's are whole numbers, equal ones taken once.
+
+    At t = 0 a DiT still takes one step, from the clean latent to the noise level of timestep 0; Plaid takes none.
+    """
+    if family == "dit":
+        path = [float(round(t * index / steps)) for index in range(steps + 1)]
+        return (0.0, 0.0) if t == 0 else tuple(dict.fromkeys(path))
+    return tuple(t * index / steps for index in range(steps + 1)) if t else (0.0,)
+
+
 def tap_name(block: int, t: float) -> str:
     """The name of a tap, as in `b12/t30`."""
     return f"b{block}/t{format_timestep(t)}"
@@ -98,10 +109,23 @@ class GraphRecipe:
         _one_of("noising", self.noising, NOISINGS)
         _one_of("pooling", self.pooling, POOLINGS)
         _one_of("precision", self.precision, PRECISIONS)
+        for name in ("architecture", "weights", "options"):
+            if not isinstance(getattr(self, name), Mapping):
+                raise ConfigError(f"{name} must be a mapping, got {type(getattr(self, name)).__name__}")
         if list(self.blocks) != sorted(set(self.blocks)):
             raise ConfigError(f"blocks must be ascending and distinct, got {list(self.blocks)}")
         if len(self.timesteps) != len(self.log_snr):
             raise ConfigError("every timestep needs its log-SNR")
+
+    @property
+    def noised_outside(self) -> bool:
+        """Whether the graph takes latents that a denoiser has noised (ddim) or looked at (self-conditioning) already."""
+        return self.noising == "ddim" or self.self_conditioned
+
+    @property
+    def self_conditioned(self) -> bool:
+        """Whether a text graph is conditioned on the denoiser's first guess."""
+        return bool(self.options.get("self_conditioning"))
 
     @property
     def taps(self) -> tuple[str, ...]:

@@ -36,14 +36,27 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "from-latents-mean": {"kind": "from-latents", "blocks": (1, 3), "timesteps": (30.0,), "noising": "mean", "pooling": "tokens", "label": 1},
     "sweep": {"kind": "sweep", "blocks": (0, 2, 3), "timesteps": (0.0, 30.0, 500.0), "noising": "random"},
     "sweep-mean": {"kind": "sweep", "blocks": (2,), "timesteps": (0.0, 30.0), "noising": "mean", "pooling": "max"},
+    "from-latents-ddim": {"kind": "from-latents", "blocks": (0, 2), "timesteps": (60.0,), "noising": "ddim", "ddim_steps": 3},
+    "sweep-ddim": {"kind": "sweep", "blocks": (2, 3), "timesteps": (0.0, 30.0), "noising": "ddim", "ddim_steps": 2, "label": 1},
     "text": {"kind": "text", "blocks": (0, 2), "timesteps": (0.05,), "noising": "mean"},
     "text-random": {"kind": "text", "blocks": (1,), "timesteps": (0.5,), "noising": "random", "pooling": "max"},
     "text-sweep": {"kind": "text-sweep", "blocks": (0, 2), "timesteps": (0.0, 0.05, 0.5), "noising": "random"},
     "text-sweep-mean": {"kind": "text-sweep", "blocks": (2,), "timesteps": (0.0, 0.05), "noising": "mean"},
+    "text-ddim": {"kind": "text", "blocks": (0, 2), "timesteps": (0.3,), "noising": "ddim", "ddim_steps": 3},
+    "text-sweep-ddim": {
+        "kind": "text-sweep",
+        "blocks": (1, 2),
+        "timesteps": (0.0, 0.2),
+        "noising": "ddim",
+        "ddim_steps": 2,
+        "self_conditioning": True,
+    },
+    "text-conditioned": {"kind": "text", "blocks": (2,), "timesteps": (0.05,), "noising": "mean", "self_conditioning": True},
+    "text-sweep-conditioned": {"kind": "text-sweep", "blocks": (2,), "timesteps": (0.0, 0.1), "noising": "mean", "self_conditioning": True},
 }
 LENT = "DIFFFEAT_TESTS_ARTIFACTS"
 """Names the folder in which a parent process has exported artifacts."""
-WITH_LATENTS = ("from-latents", "sweep")
+WITH_LATENTS = ("from-latents", "sweep", "from-latents-ddim", "sweep-ddim")
 """Which of the graphs that take latents have the autoencoder's graph beside them."""
 
 

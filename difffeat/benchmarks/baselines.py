@@ -18,7 +18,8 @@ CHANNELS_LAST = "eager torch, stopped, channels-last VAE"
 COMPILED = "torch.compile, stopped after the block"
 NAIVE = "unfolded export, ONNX Runtime"
 
-Candidates = dict[str, Callable[[], object]]
+Run = Callable[[], np.ndarray]
+Candidates = dict[str, Run]
 
 
 def eager_candidates(

@@ -6,19 +6,21 @@ import json
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from difffeat.benchmarks.baselines import Candidates, eager_candidates, naive_candidate
+from difffeat.benchmarks.baselines import TRUNCATED, Run, eager_candidates, naive_candidate
 from difffeat.benchmarks.ceiling import matrix_rate
 from difffeat.benchmarks.timing import Timing, chart, compare, machine, ratios, table
 from difffeat.engines import Artifact, EngineOptions, open_engine
 from difffeat.engines.artifact import load_proto, read_specs
 from difffeat.engines.cost import graph_cost
 from difffeat.engines.int8 import quantisable, quantise_graph
+from difffeat.engines.parity import compare as against
+from difffeat.errors import EngineError, MissingExtra
 from difffeat.recipe import format_timestep
 from difffeat.workflows.exporting import ExportOptions, export_dit, export_plaid
 from difffeat.workflows.loading import Backbone, load_backbone
@@ -56,7 +58,6 @@ def run_throughput(
     chosen = backbone.default_block() if block is None else block
     with tempfile.TemporaryDirectory() as folder:
         artifact = export_for_timing(backbone, chosen, Path(folder) / "artifact", say, start=start, dtype=dtype)
-        say(f"timing {repeats} rounds at batch {batch_size} on {device}, {threads} threads")
         result = time_artifact(
             backbone, artifact, batch_size=batch_size, repeats=repeats, threads=threads, device=device, engines=engines, compiled=compiled, say=say
         )
@@ -98,22 +99,40 @@ def time_artifact(
     """Time an exported graph beside the eager, unfolded network on the same random inputs (never zeros).
 
     **Arguments:** `engines` ours to time, besides ONNX Runtime: of `int8`, `torch`, `trt`, `rtx`, and `naive` for the unfolded export; `compiled`
-    adds torch.compile, of the unfolded network and of ours.
+    adds torch.compile, of the unfolded network and of ours. What cannot run here is listed with the reason, and the rest is timed.
     """
     import torch
 
     torch.set_num_threads(threads)
     feeds, precision = random_feeds(artifact, batch_size), artifact.recipe.precision
-    candidates = eager_candidates(backbone, artifact, feeds, device=device, precision=precision, compiled=compiled)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        say("running the unfolded network in fp32, the reference")
+        reference = eager_candidates(backbone, artifact, feeds, device=device)[TRUNCATED]()
+        candidates = eager_candidates(backbone, artifact, feeds, device=device, precision=precision, compiled=compiled)
         if "naive" in engines:
             say("exporting the unfolded network")
             candidates |= naive_candidate(backbone, artifact, feeds, folder, threads)
-        candidates |= ours(artifact, feeds, folder, stack, device=device, threads=threads, engines=engines, compiled=compiled, say=say)
+        own, not_run = ours(artifact, feeds, folder, stack, device=device, threads=threads, engines=engines, compiled=compiled, say=say)
+        if not own:
+            raise EngineError(f"none of our engines can run here: {'; '.join(not_run.values())}")
+        candidates |= own
+        parity = {name: asdict(against(np.asarray(run()), reference)) for name, run in candidates.items()}
+        say(f"timing {repeats} rounds at batch {batch_size} on {device}, {threads} threads")
         timings = compare(candidates, repeats)
-    rate = matrix_rate(threads, device, precision)
-    return _result(artifact, timings, batch_size, threads, device, rate)
+    measured = Measured(timings, parity, not_run, matrix_rate(threads, device, precision), next(reversed(own)))
+    return _result(artifact, measured, batch_size, threads, device)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was timed, how far each is from the unfolded network in fp32, what could not run and why, the matrix rate, and which is ours."""
+
+    timings: list[Timing]
+    parity: dict[str, dict[str, Any]]
+    not_run: dict[str, str]
+    rate: float
+    ours: str
 
 
 def ours(
@@ -127,14 +146,22 @@ def ours(
     engines: tuple[str, ...],
     compiled: bool,
     say: Say,
-) -> Candidates:
-    """Our engines over one artifact, opened in `stack`."""
-    found: Candidates = {}
+) -> tuple[dict[str, Run], dict[str, str]]:
+    """Our engines over one artifact, opened in `stack`, the one that stands for ours last; and those that cannot run, with the reason."""
+    found: dict[str, Run] = {}
+    not_run: dict[str, str] = {}
+    (output,) = (f"b{block}" for block in artifact.recipe.blocks)
 
     def add(name: str, which: Artifact, engine: str, options: EngineOptions | None = None) -> None:
         on = device if engine in ("ort", "torch") else "cuda"
-        opened = stack.enter_context(open_engine(which, engine, device=on, threads=threads, options=options, say=say))
-        found[name] = lambda: opened.run(feeds)
+        try:
+            opened = stack.enter_context(open_engine(which, engine, device=on, threads=threads, options=options, say=say))
+            opened.run(feeds)
+        except (EngineError, MissingExtra) as error:
+            not_run[name] = str(error)
+            say(f"{name} cannot run here: {error}")
+            return
+        found[name] = lambda: opened.run(feeds)[output]
 
     if "torch" in engines:
         add(TORCH, artifact, "torch")
@@ -147,7 +174,7 @@ def ours(
         say("quantising")
         add(INT8, quantised_for_timing(artifact, feeds, folder / "int8"), "ort")
     add(ORT, artifact, "ort")
-    return found
+    return found, not_run
 
 
 def quantised_for_timing(artifact: Artifact, feeds: dict[str, np.ndarray], out: Path) -> Artifact:
@@ -183,8 +210,8 @@ def random_feeds(artifact: Artifact, batch_size: int) -> dict[str, np.ndarray]:
     return feeds
 
 
-def _result(artifact: Artifact, timings: list[Timing], batch_size: int, threads: int, device: str, rate: float) -> dict[str, Any]:
-    recipe = artifact.recipe
+def _result(artifact: Artifact, measured: Measured, batch_size: int, threads: int, device: str) -> dict[str, Any]:
+    recipe, timings, rate = artifact.recipe, measured.timings, measured.rate
     flops = graph_cost(artifact.graph, length=CAPTION_LENGTH).total_flops
     shares = {timing.name: flops * batch_size / timing.median / rate for timing in timings}
     per = f"caption of {CAPTION_LENGTH} tokens" if recipe.family == "plaid" else f"image from {'pixels' if recipe.kind == 'image' else 'latents'}"
@@ -193,10 +220,11 @@ def _result(artifact: Artifact, timings: list[Timing], batch_size: int, threads:
     title = f"{recipe.backbone}, {tap}, {recipe.precision} on {device}: seconds per {per}, {rounds}"
     note = (
         f"  {flops / 1e9:.4g} GFLOP a sample in the truncated graph; matrix products here reach {rate / 1e9:.4g} GFLOP/s ({recipe.precision}); "
-        "share of that rate, counting the truncated graph's work only:"
+        "share of that rate, counting the truncated graph's work only, and distance from the unfolded network in fp32:"
     )
-    lines = [title, *table(timings, batch_size, ORT, "image" if recipe.family == "dit" else "caption"), note]
-    lines += [f"    {name:50} {share:6.1%}" for name, share in shares.items()]
+    lines = [title, *table(timings, batch_size, measured.ours, "image" if recipe.family == "dit" else "caption"), note]
+    lines += [f"    {name:50} {share:6.1%}   relative L2 {measured.parity[name]['relative_l2']:.1e}" for name, share in shares.items()]
+    lines += [f"  not run: {name}: {reason}" for name, reason in measured.not_run.items()]
     return {
         "benchmark": "throughput",
         "backbone": recipe.backbone,
@@ -214,6 +242,9 @@ def _result(artifact: Artifact, timings: list[Timing], batch_size: int, threads:
         "share_of_matrix_rate": shares,
         "seconds": {timing.name: list(timing.seconds) for timing in timings},
         "median_per_sample": {timing.name: timing.median / batch_size for timing in timings},
-        "ours_is_faster_by": ratios(timings, ORT),
+        "ours": measured.ours,
+        "ours_is_faster_by": ratios(timings, measured.ours),
+        "parity_with_unfolded_fp32": measured.parity,
+        "not_run": measured.not_run,
         "text": "\n".join(lines),
     }

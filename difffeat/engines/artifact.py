@@ -19,8 +19,10 @@ from difffeat.recipe import ALIASES_KEY, METADATA_KEY, GraphRecipe
 
 MODEL_FILE = "model.onnx"
 LATENTS_FILE = "latents.onnx"
+DENOISER_FILE = "denoiser.onnx"
 RECIPE_FILE = "recipe.json"
 TABLE_FILE = "table.safetensors"
+DENOISER_TABLE_FILE = "denoiser.safetensors"
 TOKENIZER_FILE = "tokenizer.json"
 
 _NUMPY_TYPES = {1: "float32", 2: "uint8", 7: "int64", 10: "float16", 11: "float64"}
@@ -63,6 +65,17 @@ class Artifact:
         return self._optional(LATENTS_FILE)
 
     @property
+    def denoiser_graph(self) -> Path | None:
+        """The whole backbone, where samples are noised by inversion or looked at first."""
+        return self._optional(DENOISER_FILE)
+
+    @property
+    def graphs(self) -> dict[str, Path]:
+        """Every graph by its part: `model`, and where there are such `latents` and `denoiser`."""
+        found = {"model": self.graph, "latents": self.latents_graph, "denoiser": self.denoiser_graph}
+        return {part: path for part, path in found.items() if path is not None}
+
+    @property
     def tokenizer(self) -> Path | None:
         """The tokenizer of a text graph."""
         return self._optional(TOKENIZER_FILE)
@@ -70,7 +83,8 @@ class Artifact:
     @cached_property
     def digest(self) -> str:
         """SHA-256 over the names and bytes of everything that decides a feature: graphs, their weights, table, tokenizer."""
-        names = (MODEL_FILE, f"{MODEL_FILE}_data", LATENTS_FILE, f"{LATENTS_FILE}_data", TABLE_FILE, TOKENIZER_FILE)
+        graphs = [name for graph in (MODEL_FILE, LATENTS_FILE, DENOISER_FILE) for name in (graph, f"{graph}_data")]
+        names = (*graphs, TABLE_FILE, DENOISER_TABLE_FILE, TOKENIZER_FILE)
         total = hashlib.sha256()
         for name in names:
             if (self.path / name).is_file():
@@ -86,21 +100,29 @@ class Artifact:
         """`timesteps` float64 [T], and for every per-timestep input of a sweep graph an array [T, ...]; None where it is no sweep."""
         if not self.recipe.kind.endswith("sweep"):
             return None
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
-
         path = self.path / TABLE_FILE
-        try:
-            table = dict(load_file(path))
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            raise ForeignGraph(f"{path} is not readable ({error}). Export the artifact again.") from None
+        table = _read_table(path)
         if table.get("timesteps", np.zeros(0)).tolist() != list(self.recipe.timesteps):
             raise RecipeMismatch(f"{path} is not for the timesteps of the graph: files of two exports were mixed; export again into an empty folder.")
         return table
 
+    def denoiser_table(self) -> dict[str, np.ndarray]:
+        """`timesteps` float64 [T] at which the denoiser is asked, and its per-timestep inputs, alpha and sigma for each; `embeddings` for text."""
+        return _read_table(self.path / DENOISER_TABLE_FILE)
+
     def _optional(self, name: str) -> Path | None:
         path = self.path / name
         return path if path.is_file() else None
+
+
+def _read_table(path: Path) -> dict[str, np.ndarray]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return dict(load_file(path))
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise ForeignGraph(f"{path} is not readable ({error}). Export the artifact again.") from None
 
 
 def file_digest(path: Path) -> str:
@@ -178,11 +200,15 @@ def _check_recipe_file(path: Path, recipe: GraphRecipe) -> None:
 def _check_companions(artifact: Artifact) -> None:
     """What lies beside the main graph must come from the same export."""
     mixed = "files of two exports were mixed; export again into an empty folder."
-    latents, recipe = artifact.latents_graph, artifact.recipe
-    if latents is not None:
-        beside = GraphRecipe.from_json(graph_metadata(latents).get(METADATA_KEY, "null"))
+    recipe = artifact.recipe
+    for part, path in artifact.graphs.items():
+        if part == "model":
+            continue
+        beside = GraphRecipe.from_json(graph_metadata(path).get(METADATA_KEY, "null"))
         if beside.to_dict() != recipe.to_dict():
-            raise RecipeMismatch(f"{latents} was exported with another recipe than {artifact.graph}: {mixed}")
+            raise RecipeMismatch(f"{path} was exported with another recipe than {artifact.graph}: {mixed}")
+    if recipe.noised_outside and artifact.denoiser_graph is None:
+        raise ForeignGraph(f"{artifact.path / DENOISER_FILE} is missing, and samples of this graph go through it first. Export the artifact again.")
     if recipe.family == "plaid":
         path = artifact.path / TOKENIZER_FILE
         if not path.is_file():
@@ -273,10 +299,8 @@ def _spec(value: Any) -> TensorSpec:
 
 
 def resolve(artifact: Artifact | str | Path, graph: str) -> tuple[Artifact, Path]:
-    """An artifact and the path of its `model` or `latents` graph."""
+    """An artifact and the path of its `model`, `latents` or `denoiser` graph."""
     opened = artifact if isinstance(artifact, Artifact) else Artifact.open(artifact)
-    if graph == "model":
-        return opened, opened.graph
-    if graph == "latents" and opened.latents_graph is not None:
-        return opened, opened.latents_graph
+    if graph in opened.graphs:
+        return opened, opened.graphs[graph]
     raise ConfigError(f"{opened.path} has no {graph!r} graph; it was exported without a VAE. Pass --vae to difffeat export, or --latents to extract.")

@@ -36,6 +36,11 @@ class Cost:
         """Over all operators."""
         return sum(self.flops.values())
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        precision = {operator: dict(kinds) for operator, kinds in self.precision.items()}
+        return {**vars(self), "flops": dict(self.flops), "precision": precision, "total_flops": self.total_flops}
+
 
 def graph_cost(path: Path, batch: int = 1, length: int = 32) -> Cost:
     """Count a graph's cost at a batch size and a length in tokens. Raises ForeignGraph and UnsafeGraph."""

@@ -37,7 +37,7 @@ class TorchEngine(Submitting):
         self.recipe, self.precision, self.digest = artifact.recipe, artifact.recipe.precision, artifact.digest
         self.inputs, self.outputs = read_specs(load_proto(graph))
         try:
-            self._module: Any = build_module(artifact.recipe, latents=graph != artifact.graph)
+            self._module: Any = build_module(artifact.recipe, next(part for part, path in artifact.graphs.items() if path == graph))
         except (KeyError, AttributeError, TypeError, ValueError, RuntimeError) as error:
             raise ForeignGraph(f"{graph}: its recipe describes no network ({type(error).__name__}: {error}). Export it again.") from error
         _load(self._module, read_initializers(graph), graph)

@@ -18,7 +18,7 @@ import numpy as np
 
 from difffeat.engines.artifact import load_proto
 from difffeat.errors import ConfigError, MissingExtra
-from difffeat.recipe import METADATA_KEY, GraphRecipe, digest
+from difffeat.recipe import ALIASES_KEY, METADATA_KEY, GraphRecipe, digest
 
 METHOD = "minmax"
 _KEPT = ("vae.encoder.conv_in.", "vae.encoder.conv_out.", "vae.mean.", "trunk.patch_embed.", "trunk.input.")
@@ -89,21 +89,36 @@ def quantise_graph(graph: Path, out: Path, batches: Iterable[Feeds], nodes: Iter
     _finish(out, recipe)
 
 
+def copy_graph(graph: Path, out: Path, recipe: GraphRecipe) -> None:
+    """The same graph under another recipe, for one that stays in fp32 beside int8 ones."""
+    import onnx
+
+    load_proto(graph)
+    _save(onnx.load(str(graph)), out, recipe)
+
+
 def _finish(out: Path, recipe: GraphRecipe) -> None:
     """Our metadata, and weights in the one file that an artifact may have."""
     import onnx
 
     model = onnx.load(str(out))
-    data = out.with_name(f"{out.name}_data")
     for file in out.parent.glob(f"{out.name}*"):
         if file != out:
             file.unlink()
+    _save(model, out, recipe)
+
+
+def _save(model: Any, out: Path, recipe: GraphRecipe) -> None:
+    import onnx
+
+    kept = {entry.key: entry.value for entry in model.metadata_props if entry.key == ALIASES_KEY}
     del model.metadata_props[:]
     model.doc_string = ""
     model.producer_name, model.producer_version = "difffeat", ""
-    entry = model.metadata_props.add()
-    entry.key, entry.value = METADATA_KEY, recipe.to_json()
-    onnx.save(model, str(out), save_as_external_data=True, all_tensors_to_one_file=True, location=data.name, size_threshold=1024)
+    for key, value in {**kept, METADATA_KEY: recipe.to_json()}.items():
+        entry = model.metadata_props.add()
+        entry.key, entry.value = key, value
+    onnx.save(model, str(out), save_as_external_data=True, all_tensors_to_one_file=True, location=f"{out.name}_data", size_threshold=1024)
 
 
 def _chain(first: Feeds, rest: Iterator[Feeds]) -> Iterator[dict[str, np.ndarray]]:

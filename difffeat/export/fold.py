@@ -31,14 +31,18 @@ def dit_modulation(tensors: Tensors, config: Any, t: float, label: int, blocks: 
 
     Order: shift, 1 + scale, gate of the attention; shift, 1 + scale, gate of the MLP.
     """
-    angles = t * torch.tensor(timestep_frequencies(config.timestep_embedding))
-    hidden = _linear(tensors, "t_embedder.mlp.0", torch.cat([angles.cos(), angles.sin()]))
-    conditioning = _linear(tensors, "t_embedder.mlp.2", _silu(hidden)) + tensors["y_embedder.embedding_table.weight"][label].double()
-    activated = _silu(conditioning)
+    activated = _silu(dit_conditioning(tensors, config, t, label))
     rows = [_linear(tensors, f"blocks.{index}.adaLN_modulation.1", activated).reshape(6, -1) for index in range(blocks)]
     modulation = torch.stack(rows) if rows else torch.zeros(0, 6, config.width, dtype=torch.float64)
     modulation[:, [SCALE_MSA, SCALE_MLP]] += 1.0
     return modulation
+
+
+def dit_conditioning(tensors: Tensors, config: Any, t: float, label: int) -> Tensor:
+    """Time embedding + label embedding, float64 [D]."""
+    angles = t * torch.tensor(timestep_frequencies(config.timestep_embedding))
+    hidden = _linear(tensors, "t_embedder.mlp.0", torch.cat([angles.cos(), angles.sin()]))
+    return _linear(tensors, "t_embedder.mlp.2", _silu(hidden)) + tensors["y_embedder.embedding_table.weight"][label].double()
 
 
 def fill_dit(trunk: DiTTrunk, tensors: Tensors, modulation_k6D: Tensor | None) -> None:
@@ -63,11 +67,14 @@ def fill_plaid(trunk: PlaidTrunk, tensors: Tensors, depth: int, level: NoiseLeve
 
     `depth` is that of the full model, whose residual scale 1/√L holds for the truncated one too.
     """
-    trunk.embeddings.copy_(normalise_rows(tensors["embedding_matrix.matrix"].double()))
-    input_scale = 1.0 if level is None else plaid_input_scale(level, trunk.embeddings.shape[1])
+    if trunk.embeddings is not None:
+        trunk.embeddings.copy_(normalise_rows(tensors["embedding_matrix.matrix"].double()))
+    input_scale = 1.0 if level is None else plaid_input_scale(level, trunk.input.weight.shape[0])
     trunk.input.weight.copy_(tensors["model.input_linear.weight"].double().T * input_scale)
     if level is not None and trunk.input.bias is not None:
         trunk.input.bias.copy_(plaid_gamma_embedding(tensors, level))
+    if trunk.selfcond is not None:
+        trunk.selfcond.weight.copy_(4.0 * tensors["model.selfcond_linear.weight"].double().T)
     residual_scale = torch.tensor(depth**-0.5, dtype=torch.float64)
     for index, block in enumerate(trunk.blocks):
         prefix = f"model.blocks.{index}"
@@ -80,6 +87,30 @@ def fill_plaid(trunk: PlaidTrunk, tensors: Tensors, depth: int, level: NoiseLeve
             (block.fc2, "mlp.fc2", residual_scale),
         ):
             _fill_linear(target, tensors[f"{prefix}.{name}.weight"], None, gate)
+
+
+def dit_final_modulation(tensors: Tensors, config: Any, t: float, label: int) -> Tensor:
+    """Shift and 1 + scale of the final layer at (t, label), float64 [2, D]."""
+    rows = _linear(tensors, "final_layer.adaLN_modulation.1", _silu(dit_conditioning(tensors, config, t, label))).reshape(2, -1)
+    rows[1] += 1.0
+    return rows
+
+
+def fill_dit_denoiser(graph: Any, tensors: Tensors, patch: int, channels: int) -> None:
+    """Fill the whole DiT, its modulations left as inputs; of the output channels only the noise."""
+    fill_dit(graph.trunk, tensors, None)
+    weight, bias = tensors["final_layer.linear.weight"], tensors["final_layer.linear.bias"]
+    keep = weight.shape[0] // (patch * patch)
+    graph.final.weight.copy_(weight.reshape(patch * patch, keep, -1)[:, :channels].reshape(patch * patch * channels, -1).T)
+    graph.final.bias.copy_(bias.reshape(patch * patch, keep)[:, :channels].reshape(-1))
+
+
+def fill_plaid_denoiser(graph: Any, tensors: Tensors, config: Any) -> None:
+    """Fill the whole Plaid with its head, its timestep left as inputs."""
+    fill_plaid(graph.trunk, tensors, config.depth, None)
+    graph.norm.weight.copy_(tensors["model.output_norm.weight"].double() / (config.width / config.width_base))
+    graph.head.weight.copy_(tensors["model.output_linear.weight"].T)
+    graph.head.bias.copy_(tensors["model.output_linear.bias"])
 
 
 def plaid_schedule(tensors: Tensors) -> PlaidSchedule:

@@ -10,7 +10,7 @@ Shape legend: B batch, N image tokens, S text tokens, D width, k blocks kept, C 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -107,29 +107,53 @@ class PlaidBlock(nn.Module):
 class PlaidTrunk(nn.Module):
     """Noisy embeddings to pooled taps: input map, γ embedding, the first k blocks.
 
-    The input map holds the input scale 1/√(α²/E + σ²) unless swept; `gamma_embedding` [D] is γ's embedding after its linear map.
+    The input map holds the input scale 1/√(α²/E + σ²) unless swept; `gamma_embedding` [D] is γ's embedding after its linear map. `vocab` None: there
+    is no table of embeddings, for graphs that tokens do not enter.
     """
 
-    def __init__(self, *, width: int, vocab: int, embed_dim: int, max_length: int, taps: Sequence[int], pooling: str, swept: bool) -> None:
+    def __init__(
+        self,
+        *,
+        width: int,
+        vocab: int | None,
+        embed_dim: int,
+        max_length: int,
+        taps: Sequence[int],
+        pooling: str,
+        swept: bool,
+        self_conditioned: bool = False,
+    ) -> None:
         super().__init__()
         self.taps, self.pooling, self.max_length = tuple(taps), pooling, max_length
-        self.embeddings = nn.Parameter(torch.empty(vocab, embed_dim), requires_grad=False)
+        self.embeddings = None if vocab is None else nn.Parameter(torch.empty(vocab, embed_dim), requires_grad=False)
         self.input = Affine(embed_dim, width, bias=not swept)
+        self.selfcond = Affine(embed_dim, width, bias=False) if self_conditioned else None
         cos, sin = rotary_tables(max_length)
         self.register_buffer("cos", torch.tensor(cos), persistent=False)
         self.register_buffer("sin", torch.tensor(sin), persistent=False)
         self.blocks = nn.ModuleList(PlaidBlock(width) for _ in range(max(self.taps)))
 
-    def forward(self, z_BSE: Tensor, lengths_B: Tensor, gamma_embedding_D: Tensor | None = None) -> tuple[Tensor, ...]:
+    def forward(
+        self, z_BSE: Tensor, lengths_B: Tensor, gamma_embedding_D: Tensor | None = None, selfcond_BSE: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        mask_BS = self.mask(z_BSE, lengths_B)
+        stream = self.residual_stream(z_BSE, mask_BS, gamma_embedding_D, selfcond_BSE)
+        return tuple(pool_masked(x, mask_BS, lengths_B, self.pooling) for index, x in enumerate(stream) if index in self.taps)
+
+    def mask(self, z_BSE: Tensor, lengths_B: Tensor) -> Tensor:
+        """True at real tokens, [B, S]."""
+        return torch.arange(z_BSE.shape[1], device=z_BSE.device)[None, :] < lengths_B[:, None]
+
+    def residual_stream(self, z_BSE: Tensor, mask_BS: Tensor, gamma_embedding_D: Tensor | None, selfcond_BSE: Tensor | None) -> Iterator[Tensor]:
+        """Yields x [B, S, D] after 0, 1, ..., k blocks. The map of the self-conditioning holds its factor 4."""
         length = z_BSE.shape[1]
-        mask_BS = torch.arange(length, device=z_BSE.device)[None, :] < lengths_B[:, None]
         bias = torch.where(mask_BS, 0.0, torch.finfo(torch.float32).min)[:, None, None, :]
         x = self.input(z_BSE)
+        if selfcond_BSE is not None and self.selfcond is not None:
+            x = x + self.selfcond(selfcond_BSE)
         if gamma_embedding_D is not None:
             x = x + gamma_embedding_D
-        pooled = [pool_masked(x, mask_BS, lengths_B, self.pooling)] if 0 in self.taps else []
-        for index, block in enumerate(self.blocks):
+        yield x
+        for block in self.blocks:
             x = block(x, self.cos[:length], self.sin[:length], bias)
-            if index + 1 in self.taps:
-                pooled.append(pool_masked(x, mask_BS, lengths_B, self.pooling))
-        return tuple(pooled)
+            yield x

@@ -1,3 +1,5 @@
+# pyright: reportIndexIssue=false, reportCallIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false
+# To a type checker every attribute of an nn.Module is `Tensor | Module`.
 """From modules to the ONNX graphs of an artifact: stable names, reproducible bytes, the recipe inside.
 
 The small modules here are the graphs' outer shells: what is an input, what is baked in. Input and output names are stable API.
@@ -20,6 +22,8 @@ from torch.nn import functional as F
 
 from difffeat.errors import GraphError
 from difffeat.export.folded import DiTTrunk, PlaidTrunk
+from difffeat.export.layers import Affine, Scale
+from difffeat.export.plaid import NORM_EPS
 from difffeat.export.vae import VaeEncoder
 from difffeat.recipe import ALIASES_KEY, METADATA_KEY, GraphRecipe, canonical_json
 
@@ -122,6 +126,108 @@ class MeanTextSweepGraph(TextSweepGraph):
 
     def forward(self, tokens: Tensor, lengths: Tensor, alpha: Tensor, input_scale: Tensor, gamma_embedding: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
         return self.trunk(alpha * F.embedding(tokens, self.trunk.embeddings) * input_scale, lengths, gamma_embedding)
+
+
+class GivenGraph(nn.Module):
+    """latents, noised already -> taps."""
+
+    def __init__(self, trunk: DiTTrunk) -> None:
+        super().__init__()
+        self.trunk = trunk
+
+    def forward(self, latents: Tensor) -> tuple[Tensor, ...]:
+        return self.trunk(latents)
+
+
+class GivenSweepGraph(GivenGraph):
+    """latents, noised already, modulation -> every tap of one timestep."""
+
+    def forward(self, latents: Tensor, modulation: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        return self.trunk(latents, modulation)
+
+
+class GivenTextGraph(nn.Module):
+    """latents [B, S, E], noised already, lengths -> taps."""
+
+    def __init__(self, trunk: PlaidTrunk) -> None:
+        super().__init__()
+        self.trunk = trunk
+
+    def forward(self, latents: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
+        return self.trunk(latents, lengths)
+
+
+class ConditionedTextGraph(GivenTextGraph):
+    """latents, lengths, selfcond (the denoiser's first guess) -> taps."""
+
+    def forward(self, latents: Tensor, lengths: Tensor, selfcond: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        return self.trunk(latents, lengths, None, selfcond)
+
+
+class GivenTextSweepGraph(GivenTextGraph):
+    """latents, lengths, input_scale, gamma_embedding -> every tap of one timestep."""
+
+    def forward(self, latents: Tensor, lengths: Tensor, input_scale: Tensor, gamma_embedding: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        return self.trunk(latents * input_scale, lengths, gamma_embedding)
+
+
+class ConditionedTextSweepGraph(GivenTextGraph):
+    """latents, lengths, input_scale, gamma_embedding, selfcond -> every tap of one timestep."""
+
+    def forward(  # type: ignore[override]
+        self, latents: Tensor, lengths: Tensor, input_scale: Tensor, gamma_embedding: Tensor, selfcond: Tensor
+    ) -> tuple[Tensor, ...]:
+        return self.trunk(latents * input_scale, lengths, gamma_embedding, selfcond)
+
+
+GIVEN_TEXT = {
+    (False, False): GivenTextGraph,
+    (False, True): ConditionedTextGraph,
+    (True, False): GivenTextSweepGraph,
+    (True, True): ConditionedTextSweepGraph,
+}
+"""(swept, self-conditioned) -> the graph of a text backbone whose latents are noised outside."""
+
+
+class DiTDenoiserGraph(nn.Module):
+    """latents, modulation [L, 6, D], final_modulation [2, D] (shift, 1 + scale) -> epsilon [B, C, S, S], the predicted noise.
+
+    The variance that the network predicts too is left out.
+    """
+
+    def __init__(self, trunk: DiTTrunk, patch: int, channels: int) -> None:
+        super().__init__()
+        self.trunk, self.patch, self.channels = trunk, patch, channels
+        width = trunk.pos_embed.shape[-1]
+        self.final = Affine(width, patch * patch * channels)
+
+    def forward(self, latents: Tensor, modulation: Tensor, final_modulation: Tensor) -> tuple[Tensor, ...]:
+        (x_BND,) = self.trunk(latents, modulation)
+        x_BND = F.layer_norm(x_BND, (x_BND.shape[-1],), final_modulation[1], final_modulation[0], eps=1e-6)
+        side, patch = latents.shape[-1] // self.patch, self.patch
+        y = self.final(x_BND).reshape(-1, side, side, patch, patch, self.channels).permute(0, 5, 1, 3, 2, 4)
+        return (y.reshape(-1, self.channels, side * patch, side * patch),)
+
+
+class PlaidDenoiserGraph(nn.Module):
+    """latents, lengths, input_scale, gamma_embedding, prior (α/σ²), selfcond -> denoised [B, S, E], the expected clean embedding.
+
+    softmax(W·LN(x) + b + prior·z·Eᵀ)·E; the norm's weight holds the division by the width multiplier.
+    """
+
+    def __init__(self, trunk: PlaidTrunk, vocab: int) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.norm = Scale(trunk.blocks[0].width, shift=False)
+        self.head = Affine(trunk.blocks[0].width, vocab)
+
+    def forward(
+        self, latents: Tensor, lengths: Tensor, input_scale: Tensor, gamma_embedding: Tensor, prior: Tensor, selfcond: Tensor
+    ) -> tuple[Tensor, ...]:
+        *_, x = self.trunk.residual_stream(latents * input_scale, self.trunk.mask(latents, lengths), gamma_embedding, selfcond)
+        x = F.layer_norm(x, (x.shape[-1],), self.norm.weight, None, eps=NORM_EPS)
+        logits = self.head(x) + prior * (latents @ self.trunk.embeddings.T)
+        return (logits.softmax(dim=-1) @ self.trunk.embeddings,)
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,15 @@ from difffeat.export.layers import Affine
 from difffeat.recipe import GraphRecipe
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-VAE = "vae"
-"""Name of the autoencoder among the promoted parts; the others are block numbers."""
+PROMOTED = "fp32_parts"
+"""Where the recipe's options name the promoted parts."""
+VAE, DENOISER = "vae", "denoiser"
+"""Names of the autoencoder and the denoiser among the promoted parts; the others are numbers of blocks, of trunk and denoiser alike."""
 
 
 def promoted(recipe: GraphRecipe) -> tuple[int | str, ...]:
     """Parts of a low-precision graph that are kept in fp32."""
-    return tuple(recipe.options.get("fp32_parts", ()))
+    return tuple(recipe.options.get(PROMOTED, ()))
 
 
 def with_promoted(recipe: GraphRecipe, parts: Iterable[int | str]) -> GraphRecipe:
@@ -30,13 +32,13 @@ def with_promoted(recipe: GraphRecipe, parts: Iterable[int | str]) -> GraphRecip
     from dataclasses import replace
 
     both = sorted({*promoted(recipe), *parts}, key=str)
-    return replace(recipe, options={**recipe.options, "fp32_parts": both})
+    return replace(recipe, options={**recipe.options, PROMOTED: both})
 
 
-def set_precision(module: nn.Module, recipe: GraphRecipe) -> nn.Module:
+def set_precision(module: nn.Module, recipe: GraphRecipe, part: str = "model") -> nn.Module:
     """Give a graph's module the types of its recipe, in place, before it is filled (so that weights are rounded once, from float64 or fp32)."""
     dtype, kept = DTYPES[recipe.precision], promoted(recipe)
-    if dtype == torch.float32:
+    if dtype == torch.float32 or (part == DENOISER and DENOISER in kept):
         return module
     shell: Any = cast("Any", module)
     if hasattr(shell, "vae") and VAE not in kept:

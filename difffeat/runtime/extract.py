@@ -20,6 +20,7 @@ from difffeat.recipe import Recipe, RunRecipe, tap_name
 from difffeat.runtime.batches import Batch, Failure, Feeder, Prepared, make_feeder, per_timestep, tap_shapes
 from difffeat.runtime.feeds import batch_noise, open_captions
 from difffeat.runtime.files import Files
+from difffeat.runtime.inversion import Inversion
 from difffeat.runtime.latents import LatentCache
 from difffeat.runtime.manifest import Manifest, Receipt, SamplesPart, shard_path
 from difffeat.runtime.matching import Mode, cut
@@ -48,6 +49,7 @@ def extract(
     latent_cache: Path | None = None,
     table: Mapping[str, np.ndarray] | None = None,
     tokenizer: Path | None = None,
+    invert: Inversion | None = None,
     batch_size: int = 32,
     shard_size: int = 1024,
     num_workers: int | None = None,
@@ -63,18 +65,19 @@ def extract(
     """Extract every sample of a source into the store `out`; begun before, it goes on where it was.
 
     **Arguments:** `engine` open; `run` seed, draws, preprocessing, captions, stored type; `latents_engine` the artifact's VAE graph, `latent_cache`
-    a store of latents in its place; `table` of a sweep graph; `tokenizer` of a text graph; `batch_size` and `shard_size` are part of the store's
-    identity, `num_workers` is not; `mode` whether to add the samples that the store lacks, or to retry those in quarantine; `rebatch` lets a store go
-    on with another batch size; `origin` where artifact and source lie, kept beside the manifest of a new store.
+    a store of latents in its place; `table` of a sweep graph; `tokenizer` of a text graph; `invert` where samples go through the denoiser first;
+    `batch_size` and `shard_size` are part of the store's identity, `num_workers` is not; `mode` whether to add the samples that the store lacks, or to
+    retry those in quarantine; `rebatch` lets a store go on with another batch size; `origin` where artifact and source lie, kept beside the manifest
+    of a new store.
 
     Raises SourceFormatError (a modality is missing), StoreMismatch, StoreLocked, StoreWriteError, TooManyBadSamples, NonFiniteFeature, EngineError,
     Interrupted.
     """
-    _check_options(engine, source, batch_size, shard_size, table)
+    _check_options(engine, source, batch_size, shard_size, table, invert)
     run = run or RunRecipe()
     out, recipe = Path(out), engine.recipe
     cache = LatentCache(latent_cache, recipe, run) if latent_cache is not None else None
-    captions = open_captions(recipe, run, tokenizer) if "tokens" in engine.inputs else None
+    captions = open_captions(recipe, run, tokenizer) if recipe.family == "plaid" else None
     feeder = make_feeder(
         engine,
         batch_size=batch_size,
@@ -93,7 +96,7 @@ def extract(
         ThreadPoolExecutor(workers, "decode") as pool,
     ):
         clock = Clock(writer.manifest.rows, progress)
-        job = _Job(engine, source.samples, run, writer, feeder, per_timestep(engine, table), max_bad_fraction, clock, mode is Mode.RETRY)
+        job = _Job(engine, source.samples, run, writer, feeder, per_timestep(engine, table), invert, max_bad_fraction, clock, mode is Mode.RETRY)
         receipts = job.run(pool)
         writer.finish(receipts)
     return job.summary(receipts, source)
@@ -109,6 +112,7 @@ class _Job:
     writer: StoreWriter
     feeder: Feeder
     runs: list[tuple[float | None, dict[str, np.ndarray]]]
+    invert: Inversion | None
     max_bad_fraction: float
     clock: Clock
     retry: bool = False
@@ -200,7 +204,8 @@ class _Job:
         runs = [(t, parameters, draw) for t, parameters in self.runs for draw in range(self.recipe.draws)] if prepared.good.any() else []
         work = _Work(shard, batch, prepared, len(runs))
         for t, parameters, draw in runs:
-            feeds = {**prepared.feeds, **parameters}
+            feeds = {**(prepared.feeds if self.invert is None else self.invert(prepared.feeds, t or 0.0)), **parameters}
+            now = self.clock.spend("engine", now)
             if "noise" in self.engine.inputs:
                 ids = [sample.id for sample in batch.samples]
                 feeds["noise"] = batch_noise(self.engine.inputs["noise"], prepared.feeds, ids, seed=self.recipe.seed, t=t or 0.0, draw=draw)
@@ -351,10 +356,12 @@ class _Work:
     total: dict[str, np.ndarray] = field(default_factory=dict)
 
 
-def _check_options(engine: Engine, source: Source, batch_size: int, shard_size: int, table: Mapping[str, np.ndarray] | None) -> None:
+def _check_options(
+    engine: Engine, source: Source, batch_size: int, shard_size: int, table: Mapping[str, np.ndarray] | None, invert: Inversion | None
+) -> None:
     if batch_size < 1 or shard_size < 1:
         raise ConfigError(f"batch size and shard size must be at least 1, got {batch_size} and {shard_size}")
-    if "tokens" in engine.inputs:
+    if engine.recipe.family == "plaid":
         if not source.has_captions:
             raise SourceFormatError(
                 f"{source.name} has no captions, and this is a text graph. Put NAME.txt beside NAME.jpg, or use a manifest with 'caption'."
@@ -363,6 +370,8 @@ def _check_options(engine: Engine, source: Source, batch_size: int, shard_size: 
         raise SourceFormatError(
             f"{source.name} has no images, and this is an image graph. Use a folder of images, or a manifest with a column 'image'."
         )
+    if engine.recipe.noised_outside and invert is None:
+        raise ConfigError("samples of this graph go through its denoiser first: pass invert=open_inversion(artifact, stack, engine).")
     if engine.recipe.kind.endswith("sweep") and table is None:
         raise ConfigError("a sweep graph needs its table.safetensors; the artifact has lost it. Export it again.")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -14,6 +15,7 @@ from difffeat.recipe import tap_name
 from difffeat.runtime.batches import per_timestep, tap_shapes
 from difffeat.runtime.blobs import Blob, FileBlob
 from difffeat.runtime.feeds import batch_noise
+from difffeat.runtime.inversion import open_inversion
 from difffeat.runtime.preprocess import decode, preprocess, quiet_pillow, to_rgb
 from difffeat.runtime.samples import Sample
 from difffeat.runtime.tokens import Captions, batches_by_length, pad_tokens
@@ -26,8 +28,19 @@ class Extractor:
         features = extractor(["cat.jpg", "dog.jpg"])["b12/t30"]        # float32 [2, 1152]
     """
 
-    def __init__(self, artifact: Any, engine: Any, latents_engine: Any | None, *, seed: int, batch_size: int, preprocessing: str) -> None:
-        self._artifact, self._engine, self._latents = artifact, engine, latents_engine
+    def __init__(
+        self,
+        artifact: Any,
+        engine: Any,
+        latents_engine: Any | None,
+        invert: Any | None,
+        stack: ExitStack,
+        *,
+        seed: int,
+        batch_size: int,
+        preprocessing: str,
+    ) -> None:
+        self._artifact, self._engine, self._latents, self._invert, self._stack = artifact, engine, latents_engine, invert, stack
         self._seed, self._batch_size, self._preprocessing = seed, batch_size, preprocessing
         self._runs = per_timestep(engine, artifact.sweep_table())
 
@@ -47,19 +60,20 @@ class Extractor:
         from difffeat.engines import Artifact, EngineOptions, open_engine
 
         artifact, options = Artifact.open(path), EngineOptions(batch=batch_size)
-        opened = open_engine(artifact, engine, device=device, threads=threads, options=options)
-        latents = None
-        if "latents" in opened.inputs and artifact.latents_graph is not None:
-            latents = open_engine(artifact, engine, device=device, threads=threads, graph="latents", options=options)
-        return cls(artifact, opened, latents, seed=seed, batch_size=batch_size, preprocessing=preprocessing)
+        opening: dict[str, Any] = {"device": device, "threads": threads, "options": options}
+        with ExitStack() as stack:
+            opened = stack.enter_context(open_engine(artifact, engine, **opening))
+            latents = None
+            if "pixels" not in opened.inputs and artifact.latents_graph is not None:
+                latents = stack.enter_context(open_engine(artifact, engine, graph="latents", **opening))
+            invert = open_inversion(artifact, stack, engine, **opening)
+            return cls(artifact, opened, latents, invert, stack.pop_all(), seed=seed, batch_size=batch_size, preprocessing=preprocessing)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for engine in (self._engine, self._latents):
-            if engine is not None:
-                engine.__exit__(kind, error, trace)
+        self._stack.__exit__(kind, error, trace)
 
     @property
     def taps(self) -> tuple[str, ...]:
@@ -77,7 +91,7 @@ class Extractor:
         names = [str(i) for i in range(len(inputs))] if ids is None else list(ids)
         if len(names) != len(inputs):
             raise ConfigError(f"{len(inputs)} inputs but {len(names)} ids")
-        parts = self._text_batches(inputs) if "tokens" in self._engine.inputs else self._image_batches(inputs)
+        parts = self._text_batches(inputs) if self._engine.recipe.family == "plaid" else self._image_batches(inputs)
         out = {tap: np.empty((len(names), *shape), np.float32) for tap, shape in tap_shapes(self._engine).items()}
         with quiet_pillow():
             for rows, feeds in parts:
@@ -89,7 +103,7 @@ class Extractor:
         if self._latents is not None:
             feeds = self._latents.run(feeds)
         for t, parameters in self._runs:
-            given = {**feeds, **parameters}
+            given = {**(feeds if self._invert is None else self._invert(feeds, t or 0.0)), **parameters}
             if "noise" in self._engine.inputs:
                 given["noise"] = batch_noise(self._engine.inputs["noise"], feeds, names, seed=self._seed, t=t or 0.0, draw=0)
             for name, values in self._engine.run(given).items():

@@ -13,6 +13,7 @@ from difffeat.engines.base import Engine, TensorSpec
 from difffeat.errors import ConfigError
 from difffeat.recipe import GraphRecipe, RunRecipe
 from difffeat.runtime.batches import make_feeder, per_timestep
+from difffeat.runtime.inversion import Inversion
 from difffeat.runtime.latents import LatentCache
 from difffeat.runtime.noise import noise
 from difffeat.runtime.preprocess import quiet_pillow
@@ -41,12 +42,15 @@ def fed_batches(
     table: Mapping[str, np.ndarray] | None = None,
     tokenizer: Path | None = None,
     multiple: int = 8,
+    invert: Inversion | None = None,
 ) -> Iterator[Fed]:
     """Every batch of the good samples at every timestep, padded to `batch_size`, as an extraction would feed them (its first draw of noise).
 
+    Without `invert`, a graph whose samples are noised outside is given what they are noised from.
+
     Samples that cannot be read are in nobody's `rows`; the caller sees by that how many they are.
     """
-    captions = open_captions(engine.recipe, run, tokenizer) if "tokens" in engine.inputs else None
+    captions = open_captions(engine.recipe, run, tokenizer) if engine.recipe.family == "plaid" else None
     feeder = make_feeder(
         engine,
         batch_size=batch_size,
@@ -66,7 +70,7 @@ def fed_batches(
                 continue
             ids = [sample.id for sample in batch.samples]
             for t, parameters in per_timestep(engine, table):
-                feeds = {**prepared.feeds, **parameters}
+                feeds = {**(prepared.feeds if invert is None else invert(prepared.feeds, t or 0.0)), **parameters}
                 if "noise" in engine.inputs:
                     feeds["noise"] = batch_noise(engine.inputs["noise"], prepared.feeds, ids, seed=run.seed, t=t or 0.0, draw=0)
                 yield Fed(np.asarray(batch.rows)[places], places, t or 0.0, feeds)

@@ -20,10 +20,9 @@ LIBRARIES = (
 
 
 def run_build(path: Path, *, engine: str, profile: Profile, level: int | None, say: Callable[..., None]) -> dict[str, Any]:
-    """Compile every graph of an artifact (the autoencoder's beside it too); arguments as the command's options."""
+    """Compile every graph of an artifact (autoencoder's and denoiser's beside it too); arguments as the command's options."""
     artifact = Artifact.open(path)
-    graphs = ("model", *(("latents",) if artifact.latents_graph is not None else ()))
-    plans = {graph: build_plan(artifact, engine, profile, graph=graph, level=level, say=say) for graph in graphs}
+    plans = {graph: build_plan(artifact, engine, profile, graph=graph, level=level, say=say) for graph in artifact.graphs}
     lines = []
     for graph, plan in plans.items():
         how = "was there already, sealed and fresh" if plan.seconds is None else f"built in {plan.seconds:.1f} s ({plan.reason})"

@@ -14,6 +14,7 @@ from difffeat.engines import Artifact, EngineOptions, open_engine
 from difffeat.errors import ConfigError, NotYetAvailable
 from difffeat.recipe import RunRecipe, format_timestep
 from difffeat.runtime.extract import MAX_BAD_FRACTION, Progress, Summary, extract
+from difffeat.runtime.inversion import open_inversion
 from difffeat.runtime.matching import Mode
 from difffeat.runtime.origin import Origin
 from difffeat.runtime.sources import open_source
@@ -42,6 +43,8 @@ def run_export(
     dtype: str,
     label: int | None,
     noise_seed: int,
+    ddim_steps: int,
+    self_conditioning: bool,
     vae: str | None,
     tokenizer: str | None,
     output: Path | None,
@@ -54,7 +57,7 @@ def run_export(
     from difffeat.workflows.loading import load_backbone
 
     text = model.startswith("plaid")
-    kind = _kind(graph, text)
+    kind = _kind(graph, text, noising)
     timesteps = parse_numbers(timestep, "--timestep") or ((TEXT_TIMESTEP,) if text else (IMAGE_TIMESTEP,))
     asked = None if blocks is None or blocks == "all" else tuple(int(b) for b in parse_numbers(blocks, "--blocks", whole=True))
     options = ExportOptions(
@@ -66,9 +69,11 @@ def run_export(
         label=label,
         pooling=pooling,
         precision=dtype,
+        ddim_steps=ddim_steps,
+        self_conditioning=self_conditioning,
     )
     say(f"loading {model} from {weights or 'its published place'}")
-    backbone = load_backbone(model, weights, vae=vae, tokenizer=tokenizer, need_vae=kind in ("image", "latents"), **loading)
+    backbone = load_backbone(model, weights, vae=vae, tokenizer=tokenizer, need_vae=graph in (None, "image", "latents"), **loading)
     if asked is None:
         chosen = tuple(range(backbone.depth + 1)) if blocks == "all" or kind.endswith("sweep") else (backbone.default_block(),)
         options = ExportOptions(**{**vars(options), "blocks": chosen})
@@ -111,8 +116,9 @@ def _export_result(report: Any) -> dict[str, Any]:
 
 
 def artifact_name(backbone: str, options: Any) -> str:
-    """`dit-xl-2-256-b12-t30`, `dit-xl-2-256-sweep`, `dit-xl-2-256-latents`; low precision adds `-fp16`."""
-    return _plain_name(backbone, options) + ("" if options.precision == "fp32" else f"-{options.precision}")
+    """`dit-xl-2-256-b12-t30`, `dit-xl-2-256-sweep`, `dit-xl-2-256-latents`; `-ddim`, `-sc` (self-conditioning) and `-fp16` where they apply."""
+    parts = [_plain_name(backbone, options), *(["ddim"] if options.noising == "ddim" else []), *(["sc"] if options.self_conditioning else [])]
+    return "-".join([*parts, *([] if options.precision == "fp32" else [options.precision])])
 
 
 def _plain_name(backbone: str, options: Any) -> str:
@@ -134,15 +140,18 @@ def parse_numbers(text: str | None, option: str, whole: bool = False) -> tuple[f
         raise ConfigError(f"{option} takes {'whole ' if whole else ''}numbers separated by commas, got {text!r}") from None
 
 
-def _kind(graph: str | None, text: bool) -> str:
+def _kind(graph: str | None, text: bool, noising: str | None) -> str:
+    """The graph's kind; images that the denoiser noises start from latents, with the autoencoder's graph beside."""
     known = ("sweep", "text", "text-sweep") if text else ("image", "latents", "from-latents", "sweep")
     if graph == "denoiser":
-        raise NotYetAvailable("denoiser graphs come with the next release.")
+        raise ConfigError(
+            "a denoiser is exported beside the graph whose samples go through it: pass --noising ddim or, for text, --self-conditioning."
+        )
     if graph is not None and graph not in known:
         raise ConfigError(f"--graph must be one of {', '.join(known)} for this model; got {graph!r}")
     if text:
         return "text-sweep" if graph in ("sweep", "text-sweep") else "text"
-    return graph or "image"
+    return graph or ("from-latents" if noising == "ddim" else "image")
 
 
 def run_extract(
@@ -189,6 +198,7 @@ def run_extract(
         vae = None
         if "latents" in main.inputs and latents is None and opened.latents_graph is not None:
             vae = stack.enter_context(open_engine(opened, engine, device=device, threads=threads, graph="latents", options=options, say=say))
+        invert = open_inversion(opened, stack, engine, device=device, threads=threads, options=options, say=say)
         say(f"{len(listed)} samples from {source} -> {out}, engine {main.name} on {main.device}")
         for note in listed.notes:
             say(note)
@@ -201,6 +211,7 @@ def run_extract(
             latent_cache=latents,
             table=opened.sweep_table(),
             tokenizer=opened.tokenizer,
+            invert=invert,
             batch_size=batch_size,
             shard_size=shard_size,
             num_workers=num_workers,

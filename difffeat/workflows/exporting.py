@@ -14,15 +14,27 @@ from typing import Any
 import numpy as np
 
 from difffeat.engines import Artifact
-from difffeat.engines.artifact import LATENTS_FILE, MODEL_FILE, RECIPE_FILE, TABLE_FILE, TOKENIZER_FILE
+from difffeat.engines.artifact import (
+    DENOISER_FILE,
+    DENOISER_TABLE_FILE,
+    LATENTS_FILE,
+    MODEL_FILE,
+    RECIPE_FILE,
+    TABLE_FILE,
+    TOKENIZER_FILE,
+)
 from difffeat.engines.parity import ParityReport
-from difffeat.errors import ConfigError, NotYetAvailable, ParityError
+from difffeat.errors import ConfigError, ParityError
 from difffeat.recipe import GraphRecipe, tap_name
 from difffeat.runtime.files import Files
-from difffeat.workflows.checking import check_captions, check_images, measure_parity, promote
+from difffeat.workflows.checking import Parts, check_captions, check_images, measure_parity, promote
+from difffeat.workflows.tables import dit_denoiser_table, dit_sweep_table, plaid_denoiser_table, plaid_sweep_table
 
 PARITY_FILE = "parity.json"
+FILES = {"model": MODEL_FILE, "latents": LATENTS_FILE, "denoiser": DENOISER_FILE}
 CHECK_SAMPLES = 3
+
+DDIM_STEPS = 10
 
 Say = Callable[[str], None]
 
@@ -32,7 +44,8 @@ class ExportOptions:
     """What is asked of an export, beside the weights.
 
     **Fields:** `kind` one of `recipe.GRAPH_KINDS`; `blocks` and `timesteps` (more than one timestep for sweeps only); `noising` with `noise_seed`;
-    `label` class label (None: the null label); `pooling`; `precision`.
+    `label` class label (None: the null label); `pooling`; `precision`; `ddim_steps` of the inversion of `ddim`; `self_conditioning` (text) by the
+    denoiser's first guess.
     """
 
     kind: str
@@ -43,10 +56,16 @@ class ExportOptions:
     label: int | None = None
     pooling: str = "mean"
     precision: str = "fp32"
+    ddim_steps: int = DDIM_STEPS
+    self_conditioning: bool = False
 
     def __post_init__(self) -> None:
-        if self.noising == "ddim" or self.kind == "denoiser":
-            raise NotYetAvailable("ddim inversion and denoiser graphs come with the next release; use --noising random, constant or mean.")
+        if self.noising == "ddim" and self.kind in ("image", "latents"):
+            raise ConfigError("--noising ddim asks the denoiser between autoencoder and trunk: export with --graph from-latents or sweep.")
+        if self.ddim_steps < 1:
+            raise ConfigError(f"ddim takes at least one step, got {self.ddim_steps}")
+        if self.self_conditioning and not (self.kind.startswith("text") and self.noising in ("mean", "ddim")):
+            raise ConfigError("--self-conditioning is Plaid's, with --noising mean or ddim.")
         if self.precision == "int8":
             raise ConfigError("int8 is calibrated on real samples: export fp32, then run difffeat quantize ARTIFACT SOURCE.")
         if not self.blocks:
@@ -102,6 +121,7 @@ def dit_recipe(weights: Any, vae: Any | None, options: ExportOptions) -> GraphRe
         pooling="mean" if latents else options.pooling,
         label=None if latents else label,
         precision=options.precision,
+        options={"ddim_steps": options.ddim_steps} if options.noising == "ddim" and not latents else {},
     )
 
 
@@ -128,6 +148,8 @@ def plaid_recipe(weights: Any, tokenizer_digest: str, options: ExportOptions) ->
         noise_seed=options.noise_seed if options.noising == "constant" else None,
         pooling=options.pooling,
         precision=options.precision,
+        options=({"ddim_steps": options.ddim_steps} if options.noising == "ddim" else {})
+        | ({"self_conditioning": True} if options.self_conditioning else {}),
     )
 
 
@@ -136,10 +158,10 @@ def export_dit(
 ) -> ExportReport:
     """Export a truncated DiT. `weights` and `vae` as the loaders of `difffeat.export.weights` give them.
 
-    Raises ConfigError and NotYetAvailable (options), ParityError (the finished file is kept at `<out>.failed`).
+    Raises ConfigError (options), ParityError (the finished file is kept at `<out>.failed`).
     """
-    from difffeat.export.assemble import build_module, latent_shape
-    from difffeat.export.fold import dit_modulation, fill_dit
+    from difffeat.export.assemble import latent_shape
+    from difffeat.export.fold import dit_modulation, fill_dit, fill_dit_denoiser
     from difffeat.export.reference import dit_taps, encode
     from difffeat.export.vae import fill_encoder
 
@@ -147,7 +169,10 @@ def export_dit(
     feeds = check_images(recipe, check_samples)
     label = recipe.label or 0
 
-    def fill(module: Any, latents: bool) -> None:
+    def fill(module: Any, part: str) -> None:
+        if part == "denoiser":
+            fill_dit_denoiser(module, weights.tensors, weights.config.patch, weights.config.in_channels)
+            return
         if hasattr(module, "vae"):
             assert vae is not None
             fill_encoder(module.vae, vae.tensors, vae.scaling_factor, vae.shift_factor)
@@ -170,13 +195,21 @@ def export_dit(
         if recipe.kind == "latents":
             return found
         noise = _reference_noise(recipe, feeds, (check_samples, *latent_shape(recipe)))
-        taps = dit_taps(weights, latents, noise, timesteps=recipe.timesteps, label=label, blocks=recipe.blocks, pooling=recipe.pooling)
+        steps = recipe.options.get("ddim_steps") if recipe.noising == "ddim" else None
+        taps = dit_taps(
+            weights, latents, noise, timesteps=recipe.timesteps, label=label, blocks=recipe.blocks, pooling=recipe.pooling, ddim_steps=steps
+        )
         return found | {tap_name(block, t): x.numpy() for block, t, x in taps}
 
-    table = _dit_table(weights, recipe, label) if recipe.kind == "sweep" else None
+    table = dit_sweep_table(weights, recipe, label) if recipe.kind == "sweep" else None
     extra = {TABLE_FILE: table} if table is not None else {}
-    with_latents = vae is not None and recipe.kind in ("sweep", "from-latents")
-    return _export(recipe, out, feeds, fill, reference, build_module, extra, with_latents, overwrite, say)
+    parts = ["model"]
+    if vae is not None and recipe.kind in ("sweep", "from-latents"):
+        parts.append("latents")
+    if recipe.noised_outside:
+        parts.append("denoiser")
+        extra[DENOISER_TABLE_FILE] = dit_denoiser_table(weights, recipe, label)
+    return _export(recipe, out, feeds, fill, reference, extra, parts, overwrite, say)
 
 
 def export_plaid(
@@ -192,8 +225,7 @@ def export_plaid(
     """Export a truncated Plaid with its tokenizer (the bytes of `tokenizer.json`). Errors as for `export_dit`."""
     import hashlib
 
-    from difffeat.export.assemble import build_module
-    from difffeat.export.fold import fill_plaid
+    from difffeat.export.fold import fill_plaid, fill_plaid_denoiser
     from difffeat.export.reference import plaid_taps
     from difffeat.export.schedule import NoiseLevel
 
@@ -201,7 +233,10 @@ def export_plaid(
     feeds = check_captions(recipe, check_samples)
     swept = recipe.kind == "text-sweep"
 
-    def fill(module: Any, latents: bool) -> None:
+    def fill(module: Any, part: str) -> None:
+        if part == "denoiser":
+            fill_plaid_denoiser(module, weights.tensors, weights.config)
+            return
         level = None if swept else NoiseLevel.from_log_snr(recipe.timesteps[0], recipe.log_snr[0])
         fill_plaid(module.trunk, weights.tensors, weights.config.depth, level)
 
@@ -210,24 +245,31 @@ def export_plaid(
 
         tokens, lengths = torch.tensor(feeds["tokens"]), torch.tensor(feeds["lengths"])
         noise = _reference_noise(recipe, feeds, (*feeds["tokens"].shape, recipe.architecture["embed_dim"]))
-        taps = plaid_taps(weights, tokens, lengths, noise, timesteps=recipe.timesteps, blocks=recipe.blocks, pooling=recipe.pooling)
+        steps = recipe.options.get("ddim_steps") if recipe.noising == "ddim" else None
+        taps = plaid_taps(
+            weights, tokens, lengths, noise, timesteps=recipe.timesteps, blocks=recipe.blocks, pooling=recipe.pooling, ddim_steps=steps,
+            self_conditioning=recipe.self_conditioned,
+        )  # fmt: skip
         return {tap_name(block, t): x.numpy() for block, t, x in taps}
 
     extra: dict[str, Any] = {TOKENIZER_FILE: tokenizer}
     if swept:
-        extra[TABLE_FILE] = _plaid_table(weights, recipe)
-    return _export(recipe, out, feeds, fill, reference, build_module, extra, False, overwrite, say)
+        extra[TABLE_FILE] = plaid_sweep_table(weights, recipe)
+    parts = ["model"]
+    if recipe.noised_outside:
+        parts.append("denoiser")
+        extra[DENOISER_TABLE_FILE] = plaid_denoiser_table(weights, recipe)
+    return _export(recipe, out, feeds, fill, reference, extra, parts, overwrite, say)
 
 
 def _export(
     recipe: GraphRecipe,
     out: Path,
     feeds: dict[str, np.ndarray],
-    fill: Callable[[Any, bool], None],
+    fill: Callable[[Any, str], None],
     reference: Callable[[GraphRecipe], dict[str, np.ndarray]],
-    build: Callable[..., Any],
     extra: dict[str, Any],
-    with_latents: bool,
+    parts: Sequence[str],
     overwrite: bool,
     say: Say,
 ) -> ExportReport:
@@ -237,14 +279,14 @@ def _export(
     started = time.perf_counter()
     if recipe.precision != "fp32":
         say(f"looking for parts that {recipe.precision} cannot hold")
-        recipe = promote(recipe, feeds, extra.get(TABLE_FILE), fill, reference, build, say)
+        recipe = promote(recipe, feeds, Parts(fill, extra.get(TABLE_FILE), extra.get(DENOISER_TABLE_FILE)), reference, say)
     say("running the unfolded fp32 reference")
     expected = reference(recipe)
     seconds["reference"] = time.perf_counter() - started
     started = time.perf_counter()
-    for name, latents in ((MODEL_FILE, False), *(((LATENTS_FILE, True),) if with_latents else ())):
-        say(f"exporting {name}")
-        _write(staging / name, recipe, latents, fill, build)
+    for part in parts:
+        say(f"exporting {FILES[part]}")
+        _write(staging / FILES[part], recipe, part, fill)
     for name, content in extra.items():
         _write_extra(staging / name, content)
     (staging / RECIPE_FILE).write_text(json.dumps(recipe.to_dict(), indent=2, sort_keys=True) + "\n")
@@ -258,13 +300,13 @@ def _export(
     return ExportReport(Artifact.open(final), parity, seconds)
 
 
-def _write(path: Path, recipe: GraphRecipe, latents: bool, fill: Callable[[Any, bool], None], build: Callable[..., Any]) -> None:
-    from difffeat.export.assemble import graph_spec
+def _write(path: Path, recipe: GraphRecipe, part: str, fill: Callable[[Any, str], None]) -> None:
+    from difffeat.export.assemble import build_module, graph_spec
     from difffeat.export.graph import write_graph
 
-    module = build(recipe, latents=latents)
-    fill(module, latents)
-    write_graph(graph_spec(recipe, module, latents), path, recipe)
+    module = build_module(recipe, part)
+    fill(module, part)
+    write_graph(graph_spec(recipe, module, part), path, recipe)
 
 
 def _write_extra(path: Path, content: Any) -> None:
@@ -325,34 +367,6 @@ def _reference_noise(recipe: GraphRecipe, feeds: dict[str, np.ndarray], shape: S
     if recipe.noising == "random":
         return torch.tensor(feeds["noise"])
     return constant_noise(recipe).expand(*shape) if recipe.noising == "constant" else None
-
-
-def _dit_table(weights: Any, recipe: GraphRecipe, label: int) -> dict[str, np.ndarray]:
-    """Per-timestep inputs of the sweep graph, computed in float64."""
-    from difffeat.export.fold import dit_modulation
-    from difffeat.export.schedule import dit_noise_level
-
-    levels = [dit_noise_level(t) for t in recipe.timesteps]
-    blocks = max(recipe.blocks)
-    modulation = [dit_modulation(weights.tensors, weights.config, t, label, blocks).numpy() for t in recipe.timesteps]
-    return _table(recipe, levels, modulation=np.stack(modulation))
-
-
-def _plaid_table(weights: Any, recipe: GraphRecipe) -> dict[str, np.ndarray]:
-    from difffeat.export.fold import plaid_gamma_embedding, plaid_input_scale, plaid_schedule
-
-    schedule = plaid_schedule(weights.tensors)
-    levels = [schedule.noise_level(t) for t in recipe.timesteps]
-    scale = np.array([[plaid_input_scale(level, weights.config.embed_dim)] for level in levels])
-    embedding = np.stack([plaid_gamma_embedding(weights.tensors, level).numpy() for level in levels])
-    return _table(recipe, levels, input_scale=scale, gamma_embedding=embedding)
-
-
-def _table(recipe: GraphRecipe, levels: Sequence[Any], **per_timestep: np.ndarray) -> dict[str, np.ndarray]:
-    table = {"timesteps": np.array(recipe.timesteps, np.float64), "alpha": np.array([[level.alpha] for level in levels], np.float32)}
-    if recipe.noising == "random":
-        table["sigma"] = np.array([[level.sigma] for level in levels], np.float32)
-    return table | {name: np.ascontiguousarray(value, np.float32) for name, value in per_timestep.items()}
 
 
 def _checked_blocks(blocks: Sequence[int], depth: int) -> tuple[int, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +32,7 @@ def _artifact(artifact: Artifact) -> dict[str, Any]:
     parity_file = artifact.path / "parity.json"
     parity = json.loads(parity_file.read_text()) if parity_file.is_file() else None
     shapes = {spec.name: f"{spec.dtype} [{', '.join(map(str, spec.shape))}]" for spec in (*inputs.values(), *outputs.values())}
-    graphs = {"model": artifact.graph} | ({"latents": artifact.latents_graph} if artifact.latents_graph is not None else {})
-    costs = {name: graph_cost(path) for name, path in graphs.items()}
+    costs = {name: graph_cost(path) for name, path in artifact.graphs.items()}
     unit = "a caption of 32 tokens" if recipe.family == "plaid" else "a sample"
     plans = [_plan(file) for file in sorted((artifact.path / "engines").glob("*.plan"))]
     worst = max((tap["relative_l2"] for tap in parity["taps"].values()), default=None) if parity else None
@@ -59,7 +57,7 @@ def _artifact(artifact: Artifact) -> dict[str, Any]:
         "bytes": artifact.size,
         "files": {file.name: file_digest(file) for file in sorted(artifact.path.iterdir()) if file.is_file()},
         "parity": parity,
-        "cost": {name: {**asdict(cost), "total_flops": cost.total_flops} for name, cost in costs.items()},
+        "cost": {name: cost.to_dict() for name, cost in costs.items()},
         "plans": [{key: value for key, value in plan.items() if key != "text"} for plan in plans],
         "fingerprint": recipe.fingerprint,
         "digest": artifact.digest,

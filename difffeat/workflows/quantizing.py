@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from difffeat.engines import Artifact
-from difffeat.engines.artifact import RECIPE_FILE, TABLE_FILE, TOKENIZER_FILE
-from difffeat.engines.int8 import calibration_digest, quantisable, quantise_graph
+from difffeat.engines.artifact import DENOISER_TABLE_FILE, RECIPE_FILE, TABLE_FILE, TOKENIZER_FILE
+from difffeat.engines.int8 import calibration_digest, copy_graph, quantisable, quantise_graph
 from difffeat.engines.parity import ParityReport, compare
 from difffeat.errors import ConfigError
 from difffeat.recipe import GraphRecipe, RunRecipe
@@ -24,7 +24,7 @@ from difffeat.runtime.samples import Sample
 from difffeat.runtime.sources import open_source
 from difffeat.runtime.sources_options import SourceOptions
 from difffeat.workflows.exporting import PARITY_FILE, install, staging_folder
-from difffeat.workflows.verifying import PER_SAMPLE, features_of, feeding, open_pair, spread
+from difffeat.workflows.verifying import PER_SAMPLE, features_of, open_running, spread
 
 SAMPLES = 64
 BATCH = 8
@@ -95,10 +95,10 @@ def calibration_batches(
     """(graph, inputs) for each of the artifact's graphs, padding cut off; batches of `BATCH`."""
     found = []
     with ExitStack() as stack:
-        main, vae = open_pair(stack, artifact, "ort", threads=threads)
-        sources = [("model", feeding(artifact, main, vae, samples, run, BATCH))]
-        if vae is not None:
-            sources.append(("latents", fed_batches(vae, samples, run, batch_size=BATCH)))
+        running = open_running(stack, artifact, "ort", threads=threads)
+        sources = [("model", running.feeds(samples, run, BATCH))]
+        if running.vae is not None:
+            sources.append(("latents", fed_batches(running.vae, samples, run, batch_size=BATCH)))
         for graph, batches in sources:
             for fed in batches:
                 found.append((graph, {name: value[fed.places] if name in PER_SAMPLE else value for name, value in fed.feeds.items()}))
@@ -108,12 +108,15 @@ def calibration_batches(
 def _write(
     artifact: Artifact, staging: Path, recipe: GraphRecipe, batches: list[tuple[str, dict[str, np.ndarray]]], operators: Sequence[str], say: Say
 ) -> None:
-    graphs = {"model": artifact.graph} | ({"latents": artifact.latents_graph} if artifact.latents_graph is not None else {})
-    for graph, path in graphs.items():
-        say(f"quantising {path.name}")
+    for graph, path in artifact.graphs.items():
         nodes = [name for operator, names in quantisable(path).items() if operator in operators for name in names]
+        if graph == "denoiser" or not nodes:
+            say(f"{path.name} stays in fp32" + (": its errors would add up over the steps" if graph == "denoiser" else ""))
+            copy_graph(path, staging / path.name, recipe)
+            continue
+        say(f"quantising {path.name}")
         quantise_graph(path, staging / path.name, (feeds for name, feeds in batches if name == graph), nodes, recipe)
-    for name in (TABLE_FILE, TOKENIZER_FILE):
+    for name in (TABLE_FILE, DENOISER_TABLE_FILE, TOKENIZER_FILE):
         if (artifact.path / name).is_file():
             shutil.copyfile(artifact.path / name, staging / name)
     (staging / RECIPE_FILE).write_text(json.dumps(recipe.to_dict(), indent=2, sort_keys=True) + "\n")

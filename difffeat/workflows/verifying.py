@@ -13,21 +13,25 @@ from typing import Any
 import numpy as np
 
 from difffeat.engines import Artifact, Engine, EngineOptions, open_engine
-from difffeat.engines.artifact import LATENTS_FILE, MODEL_FILE, RECIPE_FILE, read_initializers
+from difffeat.engines.artifact import MODEL_FILE, RECIPE_FILE, read_initializers
 from difffeat.engines.parity import TapStatistics, statistics
 from difffeat.errors import ConfigError, ParityError, RecipeMismatch
 from difffeat.recipe import GraphRecipe, RunRecipe, tap_name
 from difffeat.runtime.feeds import Fed, fed_batches
+from difffeat.runtime.inversion import Inversion, open_inversion
 from difffeat.runtime.samples import Sample
 from difffeat.runtime.sources import open_source
 from difffeat.runtime.sources_options import SourceOptions
-from difffeat.workflows.checking import promote, run_eager, standardised
+from difffeat.workflows.checking import Parts, promote, standardised
+from difffeat.workflows.checking import exact as exact_form
 from difffeat.workflows.exporting import PARITY_FILE, replace_folder
 
 LIMITS = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 1e-2, "int8": 0.35}
 """Largest relative L2 of a tap on standardised features, by precision. int8 is judged by a probe (`--probe`); its limit catches what is broken."""
 REFERENCE_BATCH = 8
 PER_SAMPLE = ("pixels", "latents", "noise", "tokens", "lengths")
+PROMOTED, INT8_PARTS = "fp32_parts", "int8_parts"
+"""Options of a recipe that go with its precision."""
 REPORT_FILE = "verify.json"
 PROMOTION_SAMPLES = 24
 PROMOTION_MARGIN = 0.9
@@ -97,9 +101,10 @@ def run_verify(
         where, last = "", {}
         for batch in batches:
             with ExitStack() as stack:
-                main, vae = open_pair(stack, current, judge, device=device, threads=threads, options=replace(options, batch=max(batches)), say=say)
-                where = main.device
-                values, _ = collect(current, main, vae, chosen, run, batch)
+                chosen_options = replace(options, batch=max(batches))
+                running = open_running(stack, current, judge, device=device, threads=threads, options=chosen_options, say=say)
+                where = running.main.device
+                values, _ = collect(running, chosen, run, batch)
             found[batch] = {name: statistics(value, expected[name]) for name, value in values.items()}
             last = values
         scored = None if probe is None else probe_difference(probe, expected, last, listed, chosen, rows)
@@ -139,7 +144,8 @@ def find_reference(artifact: Artifact, given: Path | None) -> Artifact:
 
 
 def _comparable(recipe: GraphRecipe) -> dict[str, Any]:
-    return {key: value for key, value in recipe.to_dict().items() if key not in ("precision", "calibration", "options")}
+    options = {key: value for key, value in recipe.options.items() if key not in (PROMOTED, INT8_PARTS)}
+    return {**{key: value for key, value in recipe.to_dict().items() if key not in ("precision", "calibration")}, "options": options}
 
 
 def choose_judge(artifact: Artifact, engine: str | None, device: str | None) -> tuple[str, str]:
@@ -163,33 +169,53 @@ def spread(samples: Sequence[Sample], count: int) -> list[Sample]:
     return [samples[int(row)] for row in np.unique(np.linspace(0, len(samples) - 1, min(count, len(samples))).round().astype(int))]
 
 
-def open_pair(stack: ExitStack, artifact: Artifact, engine: str, **opening: Any) -> tuple[Engine, Engine | None]:
-    """The main graph's engine, and the autoencoder's where the main graph takes latents."""
+@dataclass(frozen=True)
+class Running:
+    """The open engines of an artifact: of its main graph, of the autoencoder where that takes latents, and the inversion where it needs one."""
+
+    artifact: Artifact
+    main: Engine
+    vae: Engine | None
+    invert: Inversion | None
+
+    def feeds(self, samples: Sequence[Sample], run: RunRecipe, batch: int) -> Iterable[Fed]:
+        """What the main graph is fed for these samples."""
+        return self._fed(samples, run, batch, self.invert)
+
+    def clean_feeds(self, samples: Sequence[Sample], run: RunRecipe, batch: int) -> Iterable[Fed]:
+        """The same ahead of the denoiser."""
+        return self._fed(samples, run, batch, None)
+
+    def _fed(self, samples: Sequence[Sample], run: RunRecipe, batch: int, invert: Inversion | None) -> Iterable[Fed]:
+        table, tokenizer = self.artifact.sweep_table(), self.artifact.tokenizer
+        return fed_batches(self.main, samples, run, batch_size=batch, latents_engine=self.vae, table=table, tokenizer=tokenizer, invert=invert)
+
+
+def open_running(stack: ExitStack, artifact: Artifact, engine: str, **opening: Any) -> Running:
+    """Open all that an artifact needs to start from samples. Arguments and errors as for `open_engine`."""
     main = stack.enter_context(open_engine(artifact, engine, **opening))
-    if "latents" not in main.inputs:
-        return main, None
-    if artifact.latents_graph is None:
-        raise ConfigError(f"{artifact.path} takes latents and holds no VAE to make them from samples. Export it with --vae.")
-    return main, stack.enter_context(open_engine(artifact, engine, graph="latents", **opening))
+    invert, vae = open_inversion(artifact, stack, engine, **opening), None
+    if artifact.recipe.kind in ("from-latents", "sweep"):
+        if artifact.latents_graph is None:
+            raise ConfigError(f"{artifact.path} takes latents and holds no VAE to make them from samples. Export it with --vae.")
+        vae = stack.enter_context(open_engine(artifact, engine, graph="latents", **opening))
+    return Running(artifact, main, vae, invert)
 
 
 def features_of(
     artifact: Artifact, engine: str, samples: Sequence[Sample], run: RunRecipe, batch: int, **opening: Any
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Features by tap (and `latents`, where a graph gives them) of the readable samples, and their rows."""
+    """Features by tap (and `latents`, where the autoencoder's graph gives them) of the readable samples, and their rows."""
     with ExitStack() as stack:
-        main, vae = open_pair(stack, artifact, engine, **opening)
-        return collect(artifact, main, vae, samples, run, batch)
+        return collect(open_running(stack, artifact, engine, **opening), samples, run, batch)
 
 
-def collect(
-    artifact: Artifact, main: Engine, vae: Engine | None, samples: Sequence[Sample], run: RunRecipe, batch: int
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def collect(running: Running, samples: Sequence[Sample], run: RunRecipe, batch: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Run open engines over samples; as `features_of`."""
     found: dict[str, dict[int, np.ndarray]] = {}
-    for fed in feeding(artifact, main, vae, samples, run, batch):
-        outputs = main.run(fed.feeds)
-        if vae is not None:
+    for fed in running.feeds(samples, run, batch):
+        outputs = running.main.run(fed.feeds)
+        if running.vae is not None and running.invert is None:
             outputs = {**outputs, "latents": fed.feeds["latents"]}
         for name, value in outputs.items():
             tap = name if name == "latents" else tap_name(int(name[1:]), fed.t)
@@ -198,11 +224,6 @@ def collect(
         raise ConfigError("none of the samples could be read. difffeat extract says why, sample by sample.")
     rows = np.array(sorted(next(iter(found.values()))))
     return {tap: np.stack([values[row] for row in rows.tolist()]) for tap, values in found.items()}, rows
-
-
-def feeding(artifact: Artifact, main: Engine, vae: Engine | None, samples: Sequence[Sample], run: RunRecipe, batch: int) -> Iterable[Fed]:
-    """What the main graph is fed for these samples."""
-    return fed_batches(main, samples, run, batch_size=batch, latents_engine=vae, table=artifact.sweep_table(), tokenizer=artifact.tokenizer)
 
 
 def probe_difference(
@@ -232,15 +253,15 @@ def promote_failing(artifact: Artifact, exact: Artifact, samples: Sequence[Sampl
 
     Raises ConfigError for precisions without parts to promote.
     """
-    from difffeat.export.assemble import build_module, graph_spec
+    from difffeat.export.assemble import graph_spec
     from difffeat.export.graph import write_graph
 
     if artifact.recipe.precision not in ("fp16", "bf16"):
         raise ConfigError(f"only fp16 and bf16 graphs have parts to promote; {artifact.path} is {artifact.recipe.precision}.")
-    fill = filler(exact)
-    feeds, table = sample_feeds(exact, spread(samples, PROMOTION_SAMPLES), run), exact.sweep_table()
+    parts = Parts(filler(exact), exact.sweep_table(), exact.denoiser_table() if exact.recipe.noised_outside else None)
+    feeds = sample_feeds(exact, spread(samples, PROMOTION_SAMPLES), run)
     recipe = promote(
-        artifact.recipe, feeds, table, fill, lambda whole: exact_features(whole, feeds, table, fill), build_module, say, standardised,
+        artifact.recipe, feeds, parts, lambda whole: exact_features(parts, whole, feeds), say, standardised,
         LIMITS[artifact.recipe.precision] * PROMOTION_MARGIN,
     )  # fmt: skip
     if recipe == artifact.recipe:
@@ -250,25 +271,22 @@ def promote_failing(artifact: Artifact, exact: Artifact, samples: Sequence[Sampl
     if staging.exists():
         shutil.rmtree(staging)
     shutil.copytree(artifact.path, staging, ignore=shutil.ignore_patterns("engines", PARITY_FILE, REPORT_FILE, "*.onnx", "*.onnx_data"))
-    for name, latents in ((MODEL_FILE, False), *(((LATENTS_FILE, True),) if artifact.latents_graph is not None else ())):
-        module = build_module(recipe, latents=latents)
-        fill(module, latents)
-        write_graph(graph_spec(recipe, module, latents), staging / name, recipe)
+    for part, path in artifact.graphs.items():
+        module = parts.module(recipe, part)
+        write_graph(graph_spec(recipe, module, part), staging / path.name, recipe)
     (staging / RECIPE_FILE).write_text(json.dumps(recipe.to_dict(), indent=2, sort_keys=True) + "\n")
     replace_folder(staging, artifact.path)
     return Artifact.open(artifact.path)
 
 
-def filler(exact: Artifact) -> Callable[[Any, bool], None]:
+def filler(exact: Artifact) -> Callable[[Any, str], None]:
     """What fills a module of another precision with the weights of an fp32 artifact's graphs."""
     import torch
 
-    weights = {False: read_initializers(exact.graph)}
-    if exact.latents_graph is not None:
-        weights[True] = read_initializers(exact.latents_graph)
+    weights = {part: read_initializers(path) for part, path in exact.graphs.items()}
 
-    def fill(module: Any, latents: bool) -> None:
-        found = weights.get(latents, weights[False])
+    def fill(module: Any, part: str) -> None:
+        found = weights.get(part, weights["model"])
         with torch.no_grad():
             for name, target in module.state_dict().items():
                 target.copy_(torch.tensor(np.asarray(found[name])).reshape(target.shape))
@@ -279,30 +297,19 @@ def filler(exact: Artifact) -> Callable[[Any, bool], None]:
 def sample_feeds(exact: Artifact, samples: Sequence[Sample], run: RunRecipe) -> dict[str, np.ndarray]:
     """One batch of all readable samples: whatever of pixels, latents, noise, tokens and lengths the graphs take."""
     with ExitStack() as stack:
-        main, vae = open_pair(stack, exact, "ort")
-        batches = [(feeding(exact, main, vae, samples, run, len(samples)))]
-        if vae is not None:
-            batches.append(fed_batches(vae, samples, run, batch_size=len(samples)))
+        running = open_running(stack, exact, "ort")
+        batches = [running.clean_feeds(samples, run, len(samples))]
+        if running.vae is not None:
+            batches.append(fed_batches(running.vae, samples, run, batch_size=len(samples)))
         firsts = [fed for batch in batches if (fed := next(iter(batch), None)) is not None]
     return {name: value[fed.places] for fed in firsts for name, value in fed.feeds.items() if name in PER_SAMPLE}
 
 
-def exact_features(recipe: GraphRecipe, feeds: Mapping[str, np.ndarray], table: Any, fill: Callable[[Any, bool], None]) -> dict[str, np.ndarray]:
+def exact_features(parts: Parts, recipe: GraphRecipe, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Every tap of a recipe in fp32, and the latents where the samples have pixels."""
-    from difffeat.export.assemble import build_module, example_feeds
-
-    exact = replace(recipe, precision="fp32", options={})
-    found: dict[str, np.ndarray] = {}
-    if "pixels" in feeds:
-        found["latents"] = run_eager(build_module(exact, latents=True), fill, True, {"pixels": feeds["pixels"]})[0]
-    if recipe.kind == "latents":
-        return found
-    module = build_module(exact)
-    for index, t in enumerate(exact.timesteps):
-        given = {name: feeds[name] if name in feeds else table[name][index] for name in example_feeds(exact)}
-        outputs = run_eager(module, fill if index == 0 else None, False, given)
-        found |= {tap_name(block, t): value for block, value in zip(exact.blocks, outputs, strict=True)}
-    return found
+    recipe = exact_form(recipe)
+    found = {"latents": parts.latents(recipe, feeds)} if "pixels" in feeds else {}
+    return found if recipe.kind == "latents" else found | parts.taps(recipe, feeds, parts.noised(recipe, feeds))
 
 
 def _lines(artifact: Artifact, verified: Verification, note: str) -> list[str]:

@@ -42,6 +42,14 @@ def test_the_small_graphs_compile_without_a_gpu(name: str, precision: str, tmp_p
     assert plan.sidecar["precision"] == precision
 
 
+@pytest.mark.parametrize("name", ["sweep-ddim", "text-sweep-ddim"])
+@pytest.mark.parametrize("graph", ["model", "denoiser"])
+def test_the_denoisers_and_what_they_feed_compile_in_fp16(name: str, graph: str, tmp_path: Path) -> None:
+    rtx()
+    artifact = export_named(name, tmp_path / name, precision="fp16").artifact
+    assert build_plan(artifact, "rtx", SMALL, graph=graph).sidecar["graph"] == graph
+
+
 def test_every_kind_is_covered_by_a_name() -> None:
     assert {"image", "latents", "sweep", "text", "text-sweep"} <= set(OPTIONS)
 

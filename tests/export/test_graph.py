@@ -101,7 +101,7 @@ def test_two_exports_are_the_same_bytes(name: str, tmp_path: Path) -> None:
 
 VERSIONS = {"torch": "2.13.0", "onnx": "1.23.2", "onnxscript": "0.7.2", "onnx-ir": "1.1.0", "diffusers": "0.42.1"}
 GOLDEN = {
-    "image": "060c827b03e243eb129c5fbb0c78ddb2be626496d1dc731ddfe3cb33583df3c6",
+    "image": "5dab50aaad5fd071d897b54e637d4eb70fcf45d993bacfb8c3c257e9451b181f",
     "from-latents": "66dcf94de4663267a3d5188f17a91c9feed2fcf39bcd2817123ff1838a7c763e",
     "sweep": "1fc8f01b644f20e0184042c5b8b8fb485a9f94d63f4998b923515e7bea8b4fbd",
     "text": "edc21114edcd9e92a81663fb4533c00d391eb73f95ee7fa7edadbe53d0ca318c",

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from difffeat.engines import Artifact
-from difffeat.errors import ConfigError, DifffeatError, NotYetAvailable, ParityError
+from difffeat.errors import ConfigError, DifffeatError, ParityError
 from difffeat.workflows.exporting import ExportOptions, dit_recipe, export_dit, plaid_recipe
 from tests.artifacts import OPTIONS, dit_weights, export_named, exported, plaid_weights, vae_weights
 from tests.runtime.fake import tree
@@ -101,7 +101,9 @@ def test_a_folder_of_something_else_is_never_replaced(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"noising": "ddim"}, NotYetAvailable, "ddim inversion and denoiser graphs come with the next release"),
+        ({"kind": "image", "noising": "ddim"}, ConfigError, "export with --graph from-latents or sweep"),
+        ({"noising": "ddim", "ddim_steps": 0}, ConfigError, "ddim takes at least one step, got 0"),
+        ({"self_conditioning": True}, ConfigError, "--self-conditioning is Plaid's, with --noising mean or ddim"),
         ({"precision": "int8"}, ConfigError, "int8 is calibrated on real samples: export fp32, then run difffeat quantize"),
         ({"blocks": ()}, ConfigError, "no block was asked for. Pass --blocks"),
         ({"timesteps": (0.0, 30.0)}, ConfigError, "has one timestep baked in, got 2. For several, pass --graph sweep."),
