@@ -24,6 +24,37 @@ def matrix_rate(threads: int, device: str = "cpu", precision: str = "fp32") -> f
     return max(_rate(torch, size, device, dtype) for size in SIZES[device.partition(":")[0]])
 
 
+def int8_rate(threads: int, size: int = 2048) -> float:
+    """Rate of a square product of uint8 and seven-bit int8 in ONNX Runtime on the CPU, in operations/s: what int8 graphs are made of.
+
+    Without VNNI it may be no more than the fp32 rate: then int8 cannot gain anything on this machine.
+    """
+    import onnxruntime
+    from onnx import TensorProto, helper, numpy_helper
+
+    rng = np.random.Generator(np.random.Philox(0))
+    weight = numpy_helper.from_array(rng.integers(-64, 64, (size, size)).astype(np.int8), "b")
+    shape = [size, size]
+    graph = helper.make_graph(
+        [helper.make_node("MatMulInteger", ["a", "b"], ["c"])],
+        "product",
+        [helper.make_tensor_value_info("a", TensorProto.UINT8, shape)],
+        [helper.make_tensor_value_info("c", TensorProto.INT32, shape)],
+        [weight],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 22)], ir_version=10)
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"])
+    feeds = {"a": rng.integers(0, 256, (size, size), dtype=np.uint8)}
+    seconds = []
+    for _ in range(REPEATS + 2):
+        started = time.perf_counter()
+        session.run(None, feeds)
+        seconds.append(time.perf_counter() - started)
+    return 2 * size**3 / float(np.median(seconds[2:]))
+
+
 def _rate(torch: Any, size: int, device: str, dtype: Any) -> float:
     generator = torch.Generator(device=device).manual_seed(0)
     a, b = (torch.randn(size, size, generator=generator, device=device).to(dtype) for _ in range(2))  # zeros would run faster than work does

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from difffeat.benchmarks.baselines import TRUNCATED, Run, eager_candidates, naive_candidate
-from difffeat.benchmarks.ceiling import matrix_rate
+from difffeat.benchmarks.ceiling import int8_rate, matrix_rate
 from difffeat.benchmarks.timing import Timing, chart, compare, machine, ratios, table
 from difffeat.engines import Artifact, EngineOptions, open_engine
 from difffeat.engines.artifact import load_proto, read_specs
@@ -120,18 +120,20 @@ def time_artifact(
         parity = {name: asdict(against(np.asarray(run()), reference)) for name, run in candidates.items()}
         say(f"timing {repeats} rounds at batch {batch_size} on {device}, {threads} threads")
         timings = compare(candidates, repeats)
-    measured = Measured(timings, parity, not_run, matrix_rate(threads, device, precision), next(reversed(own)))
+    integers = int8_rate(threads) if INT8 in own else None
+    measured = Measured(timings, parity, not_run, matrix_rate(threads, device, precision), integers, next(reversed(own)))
     return _result(artifact, measured, batch_size, threads, device)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What was timed, how far each is from the unfolded network in fp32, what could not run and why, the matrix rate, and which is ours."""
+    """What was timed, how far each is from the unfolded network in fp32, what could not run and why, the rates of products, and which is ours."""
 
     timings: list[Timing]
     parity: dict[str, dict[str, Any]]
     not_run: dict[str, str]
     rate: float
+    int8_rate: float | None
     ours: str
 
 
@@ -224,6 +226,9 @@ def _result(artifact: Artifact, measured: Measured, batch_size: int, threads: in
     )
     lines = [title, *table(timings, batch_size, measured.ours, "image" if recipe.family == "dit" else "caption"), note]
     lines += [f"    {name:50} {share:6.1%}   relative L2 {measured.parity[name]['relative_l2']:.1e}" for name, share in shares.items()]
+    if measured.int8_rate is not None:
+        gain = measured.int8_rate / rate
+        lines.append(f"  products in int8 reach {measured.int8_rate / 1e9:.4g} Gop/s here, {gain:.2f} × that rate: about what int8 can gain at most")
     lines += [f"  not run: {name}: {reason}" for name, reason in measured.not_run.items()]
     return {
         "benchmark": "throughput",
@@ -239,6 +244,7 @@ def _result(artifact: Artifact, measured: Measured, batch_size: int, threads: in
         "machine": machine(),
         "flops_per_sample": flops,
         "matrix_rate": rate,
+        "int8_rate": measured.int8_rate,
         "share_of_matrix_rate": shares,
         "seconds": {timing.name: list(timing.seconds) for timing in timings},
         "median_per_sample": {timing.name: timing.median / batch_size for timing in timings},

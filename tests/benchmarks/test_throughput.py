@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from difffeat.benchmarks.baselines import CHANNELS_LAST, COMPILED, HOOK, NAIVE, TRUNCATED, eager_candidates, naive_candidate
-from difffeat.benchmarks.ceiling import matrix_rate
+from difffeat.benchmarks.ceiling import int8_rate, matrix_rate
 from difffeat.benchmarks.grid import BOUND, GRID, run_grid
 from difffeat.benchmarks.text import BUCKETED, PADDED, run_text
 from difffeat.benchmarks.text import INT8 as TEXT_INT8
@@ -85,8 +85,9 @@ def test_captions_go_in_buckets_and_padded(tmp_path: Path) -> None:
     assert json.loads(file.read_text())["captions"] == 9
 
 
-def test_the_matrix_rate_is_that_of_a_product() -> None:
+def test_the_matrix_rates_are_those_of_products() -> None:
     assert 1e8 < matrix_rate(1) < 1e14
+    assert 1e8 < int8_rate(1, size=256) < 1e14
 
 
 @pytest.mark.parametrize("name", ["image", "text"])
