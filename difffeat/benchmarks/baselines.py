@@ -209,4 +209,4 @@ def naive_candidate(backbone: Backbone, artifact: Artifact, feeds: Mapping[str, 
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     fed = {value.name: tensor.numpy() for value, tensor in zip(session.get_inputs(), given, strict=True)}
-    return {NAIVE: lambda: session.run(None, fed)[0]}
+    return {NAIVE: lambda: np.asarray(session.run(None, fed)[0])}

@@ -19,6 +19,7 @@ from difffeat.probe.ridge import RidgeProbe
 from difffeat.recipe import RunRecipe
 from difffeat.runtime.samples import Sample
 from difffeat.runtime.sources import open_source
+from difffeat.runtime.sources_options import SourceOptions
 from difffeat.workflows.exporting import ExportOptions, export_dit, export_plaid
 from difffeat.workflows.loading import load_backbone
 from difffeat.workflows.quantizing import run_quantize
@@ -98,7 +99,7 @@ def _model(model: str, folder: Path, splits: Mapping[str, Path], precisions: tup
         say(f"{model}: {precision}")
         if precision == "int8":
             made = run_quantize(
-                exact.path, str(splits["train"]), output=folder / "int8", samples=64, parts="all", run=RunRecipe(), images=None, coco_captions=None,
+                exact.path, str(splits["train"]), output=folder / "int8", samples=64, parts="all", run=RunRecipe(), source_options=SourceOptions(),
                 threads=None, overwrite=False, say=say,
             )  # fmt: skip
             low = Artifact.open(made["artifact"])

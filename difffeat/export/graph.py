@@ -1,4 +1,4 @@
-# pyright: reportIndexIssue=false, reportCallIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false
+# pyright: reportIndexIssue=false, reportCallIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false, reportOptionalMemberAccess=false
 # To a type checker every attribute of an nn.Module is `Tensor | Module`.
 """From modules to the ONNX graphs of an artifact: stable names, reproducible bytes, the recipe inside.
 

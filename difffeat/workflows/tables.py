@@ -66,11 +66,12 @@ def plaid_denoiser_table(weights: Any, recipe: GraphRecipe) -> dict[str, np.ndar
 
 def _levels(timesteps: Sequence[float], levels: Sequence[Any]) -> dict[str, np.ndarray]:
     columns = {"timesteps": timesteps, "alpha": [level.alpha for level in levels], "sigma": [level.sigma for level in levels]}
-    return {name: np.array(values, np.float64) for name, values in columns.items()}
+    found: dict[str, np.ndarray] = {name: np.array(values, np.float64) for name, values in columns.items()}
+    return found
 
 
 def _table(recipe: GraphRecipe, levels: Sequence[Any], **per_timestep: np.ndarray) -> dict[str, np.ndarray]:
-    table = {"timesteps": np.array(recipe.timesteps, np.float64)}
+    table: dict[str, np.ndarray] = {"timesteps": np.array(recipe.timesteps, np.float64)}
     if not recipe.noised_outside:
         table["alpha"] = np.array([[level.alpha] for level in levels], np.float32)
     if recipe.noising == "random":
