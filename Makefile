@@ -22,7 +22,7 @@ quickstart: setup
 	$(BIN)/difffeat quickstart --output quickstart-out
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 faults: setup
 	$(BIN)/python -m tests.faults

@@ -1,10 +1,13 @@
-"""No test reaches the network; helpers that several folders use."""
+"""No test reaches the network; one thread a process, since small tensors gain nothing from more and processes run side by side."""
 
 from __future__ import annotations
 
+import os
 import socket
 
 import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is first imported, by sub-processes too
 
 
 @pytest.fixture(autouse=True)
