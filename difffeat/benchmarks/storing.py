@@ -73,7 +73,15 @@ def run_storing(*, rows: int, width: int, shard_rows: int, repeats: int, folder:
 def _described(rows: int, width: int, shard_rows: int) -> tuple[Manifest, Columns]:
     """A manifest and a table of samples, as an extraction would have them."""
     graph = GraphRecipe(
-        backbone="none", family="dit", architecture={}, weights={}, kind="from-latents", blocks=(12,), timesteps=(30.0,), log_snr=(4.38,), noising="mean"
+        backbone="none",
+        family="dit",
+        architecture={},
+        weights={},
+        kind="from-latents",
+        blocks=(12,),
+        timesteps=(30.0,),
+        log_snr=(4.38,),
+        noising="mean",
     )
     columns: Columns = {
         "id": [f"{row:07d}" for row in range(rows)],

@@ -23,6 +23,9 @@ NOISE = ("noise", F32, ["batch", 4, 8, 8])
 LATENTS = ("latents", F32, ["batch", 4, 8, 8])
 TEXT = [("tokens", I64, ["batch", "length"]), ("lengths", I64, ["batch"])]
 TEXT_NOISE = ("noise", F32, ["batch", "length", 16])
+GIVEN = [("latents", F32, ["batch", "length", 16]), TEXT[1]]
+GUESS = ("selfcond", F32, ["batch", "length", 16])
+GAMMA = [("input_scale", F32, [1]), ("gamma_embedding", F32, [128])]
 INPUTS = {
     "image": [PIXELS, NOISE],
     "image-constant": [PIXELS],
@@ -31,10 +34,16 @@ INPUTS = {
     "from-latents-mean": [LATENTS],
     "sweep": [LATENTS, NOISE, ("alpha", F32, [1]), ("sigma", F32, [1]), ("modulation", F32, [3, 6, 64])],
     "sweep-mean": [LATENTS, ("alpha", F32, [1]), ("modulation", F32, [2, 6, 64])],
+    "from-latents-ddim": [LATENTS],
+    "sweep-ddim": [LATENTS, ("modulation", F32, [3, 6, 64])],
     "text": TEXT,
     "text-random": [*TEXT, TEXT_NOISE],
     "text-sweep": [*TEXT, TEXT_NOISE, ("alpha", F32, [1]), ("sigma", F32, [1]), ("input_scale", F32, [1]), ("gamma_embedding", F32, [128])],
     "text-sweep-mean": [*TEXT, ("alpha", F32, [1]), ("input_scale", F32, [1]), ("gamma_embedding", F32, [128])],
+    "text-ddim": GIVEN,
+    "text-sweep-ddim": [*GIVEN, *GAMMA, GUESS],
+    "text-conditioned": [*GIVEN, GUESS],
+    "text-sweep-conditioned": [*GIVEN, *GAMMA, GUESS],
 }
 
 
