@@ -398,6 +398,46 @@ def bench_text(
     _emit(result, as_json)
 
 
+@bench_app.command("extract")
+def bench_extract(
+    model: BenchModel = "dit-digits",
+    weights: BenchWeights = None,
+    vae: Annotated[str | None, typer.Option(help="As for export.")] = None,
+    block: Annotated[int | None, typer.Option(help="Block to truncate at; default: the paper's relative depth.")] = None,
+    images: Annotated[int, typer.Option(help="How many JPEGs.")] = 256,
+    num_workers: Annotated[int | None, typer.Option(help="Threads that decode; default: as for extract.")] = None,
+    batch_size: BenchBatch = 8,
+    repeats: Repeats = 5,
+    threads: EqualThreads = 2,
+    output: Output = None,
+    as_json: Json = False,
+) -> None:
+    """JPEG files to a finished store, against the bare engine on the same batches; time per stage."""
+    from difffeat.benchmarks.extraction import run_extraction
+
+    result = run_extraction(
+        model, weights, vae=vae, block=block, images=images, batch_size=batch_size, repeats=repeats, threads=threads, num_workers=num_workers,
+        output=output, say=_say(as_json),
+    )  # fmt: skip
+    _emit(result, as_json)
+
+
+@bench_app.command("store")
+def bench_store(
+    rows: Annotated[int, typer.Option(help="Rows to write.")] = 1_000_000,
+    width: Annotated[int, typer.Option(help="Numbers in a row, fp16.")] = 1152,
+    shard_rows: Annotated[int, typer.Option(help="Rows in a shard.")] = 16384,
+    folder: Annotated[Path | None, typer.Option(help="Where to write; default: the system's temporary folder.")] = None,
+    repeats: Repeats = 3,
+    output: Output = None,
+    as_json: Json = False,
+) -> None:
+    """Writing a store against the disk's own sequential time for the same bytes, and reading it into a probe."""
+    from difffeat.benchmarks.storing import run_storing
+
+    _emit(run_storing(rows=rows, width=width, shard_rows=shard_rows, repeats=repeats, folder=folder, output=output, say=_say(as_json)), as_json)
+
+
 @bench_app.command("precision")
 def bench_precision(
     train: Annotated[int, typer.Option(help="Scenes that the probes are trained on.")] = 2000,

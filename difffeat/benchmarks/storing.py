@@ -42,7 +42,7 @@ def run_storing(*, rows: int, width: int, shard_rows: int, repeats: int, folder:
         timings = compare(candidates, repeats)
         say("reading it into a ridge probe")
         reading = _read(base / "store", width)
-    ratio = 1.0 / ratios(timings, STORE)[RAW]
+    ratio = ratios(timings, RAW)[STORE]
     gigabytes = rows * width * 2 / 1e9
     result: dict[str, Any] = {
         "benchmark": "store",
@@ -90,9 +90,10 @@ def _described(rows: int, width: int, shard_rows: int) -> tuple[Manifest, Column
         "captions": [[] for _ in range(rows)],
         "labels": [[str(row % CLASSES)] for row in range(rows)],
     }
+    part = SamplesPart(rows=rows, digest=joint_digest(row_digests(columns)))
     manifest = Manifest(
         recipe=Recipe(graph, RunRecipe()), graph_digest="0" * 64, engine={"name": "none", "precision": "fp32", "device": "cpu"}, batch_size=32,
-        rows=rows, samples=(SamplesPart(rows=rows, digest=joint_digest(row_digests(columns))),), classes=tuple(map(str, range(CLASSES))), taps={TAP: (width,)}, shard_rows=shard_rows,
+        rows=rows, samples=(part,), classes=tuple(map(str, range(CLASSES))), taps={TAP: (width,)}, shard_rows=shard_rows,
         shards=tuple(min(shard_rows, rows - start) for start in range(0, rows, shard_rows)), versions={},
     )  # fmt: skip
     return manifest, columns

@@ -66,9 +66,9 @@ def extract(
 
     **Arguments:** `engine` open; `run` seed, draws, preprocessing, captions, stored type; `latents_engine` the artifact's VAE graph, `latent_cache`
     a store of latents in its place; `table` of a sweep graph; `tokenizer` of a text graph; `invert` where samples go through the denoiser first;
-    `batch_size` and `shard_size` are part of the store's identity, `num_workers` is not; `mode` whether to add the samples that the store lacks, or to
-    retry those in quarantine; `rebatch` lets a store go on with another batch size; `origin` where artifact and source lie, kept beside the manifest
-    of a new store.
+    `batch_size` and `shard_size` are part of the store's identity, `num_workers` is not; `mode` whether to add the samples that the store lacks, or
+    to retry those in quarantine; `rebatch` lets a store go on with another batch size; `origin` where artifact and source lie, kept beside the
+    manifest of a new store.
 
     Raises SourceFormatError (a modality is missing), StoreMismatch, StoreLocked, StoreWriteError, TooManyBadSamples, NonFiniteFeature, EngineError,
     Interrupted.
