@@ -33,6 +33,9 @@ Threads = Annotated[int | None, typer.Option(help="Threads of the engine; defaul
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 Preprocess = Annotated[str, typer.Option(help="center (crop) or squash (keeps what lies at the edges).")]
 CaptionProtocol = Annotated[str, typer.Option(help="joined (all captions of a sample) or first.")]
+BatchSize = Annotated[str, typer.Option(help="Samples in a batch, part of the store's identity; auto: the fastest that fits, found by a short run.")]
+ShardSize = Annotated[int, typer.Option(help="Rows in a shard.")]
+NumWorkers = Annotated[str, typer.Option(help="Threads that decode; auto: every core for a GPU, half of them where the engine uses them too.")]
 BenchModel = Annotated[str, typer.Option("-m", "--model", help="As for export.")]
 BenchWeights = Annotated[str | None, typer.Option(help="As for export; random for timing.")]
 BenchBatch = Annotated[int, typer.Option(help="Samples in a batch.")]
@@ -203,9 +206,9 @@ def extract(
     channels_last: Annotated[bool, typer.Option("--channels-last", help="torch: convolutions with channels innermost.")] = False,
     tensorrt_provider: Annotated[bool, typer.Option("--tensorrt-provider", help="ort: its own TensorRT provider, on a GPU.")] = False,
     cuda_graphs: Annotated[bool, typer.Option("--cuda-graphs", help="trt, rtx: replay CUDA graphs of shapes that come again.")] = False,
-    batch_size: Annotated[int, typer.Option(help="Samples in a batch; part of the store's identity.")] = 32,
-    shard_size: Annotated[int, typer.Option(help="Rows in a shard.")] = 1024,
-    num_workers: Annotated[int | None, typer.Option(help="Threads that decode; default: the number of cores.")] = None,
+    batch_size: BatchSize = "32",
+    shard_size: ShardSize = 1024,
+    num_workers: NumWorkers = "auto",
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
     draws: Annotated[int, typer.Option(help="Noise draws to average.")] = 1,
     preprocess: Preprocess = "center",
@@ -214,7 +217,9 @@ def extract(
     store_dtype: Annotated[str, typer.Option(help="fp16 or fp32.")] = "fp16",
     latents: Annotated[Path | None, typer.Option(help="Latent cache: the store of a --graph latents artifact.")] = None,
     max_bad_fraction: Annotated[float, typer.Option(help="Stop when more than this share of samples is bad.")] = 0.5,
-    executor: Annotated[str, typer.Option(help="local (ray comes with a later release).")] = "local",
+    executor: Annotated[str, typer.Option(help="local, or ray: several engines, on the GPUs of a machine or on many machines.")] = "local",
+    workers: Annotated[int | None, typer.Option(help="ray: engines; default: one for each GPU, on CPUs one for each machine.")] = None,
+    address: Annotated[str | None, typer.Option(help="ray: address of a cluster; default: this machine.")] = None,
     append: Annotated[bool, typer.Option("--append", help="Add the samples that the store lacks; what is there keeps its bytes.")] = False,
     retry_quarantined: Annotated[
         bool, typer.Option("--retry-quarantined", help="Run quarantined samples again, whose files may have been mended.")
@@ -226,21 +231,61 @@ def extract(
     source_options: SourceOptions,
 ) -> None:
     """Stream samples through a graph into a feature store. Stopped or killed, the same command goes on where it was."""
-    from difffeat.engines import EngineOptions
+    from difffeat.recipe import RunRecipe
     from difffeat.runtime.matching import one_mode
-    from difffeat.workflows.commands import run_extract
+    from difffeat.workflows.commands import engine_options, parse_auto, run_extract
 
-    options = EngineOptions(
-        compile=compile, channels_last=channels_last, tensorrt_provider=tensorrt_provider, cuda_graphs=cuda_graphs, batch=batch_size
-    )
+    size = parse_auto(batch_size, "--batch-size")
+    options = engine_options(engine, size, compile=compile, channels_last=channels_last, tensorrt_provider=tensorrt_provider, cuda_graphs=cuda_graphs)
+    run = RunRecipe(seed=seed, draws=draws, preprocessing=preprocess, captions=captions, truncate=truncate, store_dtype=store_dtype)
     result = run_extract(
-        artifact, source, output, engine=engine, device=device, threads=threads, options=options, batch_size=batch_size, shard_size=shard_size,
-        num_workers=num_workers, seed=seed, draws=draws, preprocess=preprocess, captions=captions, truncate=truncate, store_dtype=store_dtype,
-        latents=latents, source_options=source_options, max_bad_fraction=max_bad_fraction, executor=executor,
-        mode=one_mode(append, retry_quarantined), rebatch=allow_rebatch, overwrite=overwrite, say=_say(as_json),
+        artifact, source, output, engine=engine, device=device, threads=threads, options=options, batch_size=size, shard_size=shard_size,
+        num_workers=parse_auto(num_workers, "--num-workers"), run=run, latents=latents, source_options=source_options,
+        max_bad_fraction=max_bad_fraction, executor=executor, workers=workers, address=address, mode=one_mode(append, retry_quarantined),
+        rebatch=allow_rebatch, overwrite=overwrite, say=_say(as_json),
     )  # fmt: skip
     _emit(result, as_json)
     raise typer.Exit(result["exit_code"])
+
+
+@app.command()
+@with_source_options
+def plan(
+    artifact: Annotated[Path, typer.Argument(help="Folder written by difffeat export.")],
+    source: Annotated[str, typer.Argument(help="As for extract.")],
+    output: Output = None,
+    workers: Annotated[int, typer.Option(help="Also reckon for so many engines, each on a machine or GPU of its own.")] = 1,
+    seconds: Annotated[float, typer.Option(help="How long to measure, roughly, after warming up.")] = 10.0,
+    engine: EngineName = "ort",
+    device: Device = None,
+    threads: Threads = None,
+    batch_size: BatchSize = "32",
+    shard_size: ShardSize = 1024,
+    num_workers: NumWorkers = "auto",
+    draws: Annotated[int, typer.Option(help="As for extract.")] = 1,
+    preprocess: Preprocess = "center",
+    captions: CaptionProtocol = "joined",
+    store_dtype: Annotated[str, typer.Option(help="fp16 or fp32.")] = "fp16",
+    latents: Annotated[Path | None, typer.Option(help="Latent cache, as for extract.")] = None,
+    as_json: Json = False,
+    *,
+    source_options: SourceOptions,
+) -> None:
+    """Hours, disk and memory that an extraction will take, from a short run on its own samples."""
+    from difffeat.recipe import RunRecipe
+    from difffeat.runtime.feeding import Opening
+    from difffeat.workflows.commands import engine_options, parse_auto
+    from difffeat.workflows.planning import run_plan
+
+    size = parse_auto(batch_size, "--batch-size")
+    options = engine_options(engine, size)
+    opening = Opening(artifact=artifact, engine=engine, device=device, threads=threads, options=options, latent_cache=latents)
+    result = run_plan(
+        opening, source, output, run=RunRecipe(draws=draws, preprocessing=preprocess, captions=captions, store_dtype=store_dtype), batch_size=size,
+        shard_size=shard_size, num_workers=parse_auto(num_workers, "--num-workers"), workers=workers, seconds=seconds,
+        source_options=source_options, say=_say(as_json),
+    )  # fmt: skip
+    _emit(result, as_json)
 
 
 @app.command()
@@ -583,11 +628,16 @@ def command() -> Any:
     return built
 
 
-def main() -> None:
-    """Entry point: errors of ours end with their message and exit code, never with a traceback."""
+def stops_like_ctrl_c() -> None:
+    """A scheduler's stop is handled like Ctrl-C: finished shards are kept."""
     for number in (signal.SIGTERM, *((signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ())):
         if signal.getsignal(number) == signal.SIG_DFL:
-            signal.signal(number, signal.default_int_handler)  # a scheduler's stop is handled like Ctrl-C: finished shards are kept
+            signal.signal(number, signal.default_int_handler)
+
+
+def main() -> None:
+    """Entry point: errors of ours end with their message and exit code, never with a traceback."""
+    stops_like_ctrl_c()
     try:
         command()(standalone_mode=True)
     except DifffeatError as error:

@@ -37,6 +37,7 @@ One class for each failure that a caller can act on; the message says what happe
     │   └── StoreCorrupt              5  bytes are not what the receipts say
     ├── TooManyBadSamples             4  quarantine beyond --max-bad-fraction
     ├── Interrupted                   4  stopped by the user; resumable
+    ├── ClusterError                  4  workers of a cluster die, differ or cannot be had; resumable
     └── ProbeError                       labels or features that cannot be scored or fitted
 
 Exit codes of the commands: 0 fine, 3 finished with quarantined samples, the rest as drawn above (1 where nothing is drawn).
@@ -219,6 +220,12 @@ class TooManyBadSamples(DifffeatError):
 
 class Interrupted(DifffeatError):
     """Stopped by the user; finished shards are kept."""
+
+    exit_code = 4
+
+
+class ClusterError(DifffeatError):
+    """Workers of a cluster die, differ from one another, or cannot be had; finished shards are kept."""
 
     exit_code = 4
 

@@ -70,6 +70,7 @@ class Submitting:
     """`Engine.submit` over `run`: computed at once, or, after `overlap`, by a thread of its own while the host prepares the next batch."""
 
     depth = 1
+    copy_seconds = 0.0
     _worker: ThreadPoolExecutor | None = None
 
     def overlap(self) -> None:
@@ -104,6 +105,8 @@ class Engine(Protocol):
     """SHA-256 of the graph file(s) it was opened from."""
     depth: int
     """Batches that may be under way at once."""
+    copy_seconds: float
+    """Seconds that `run` has spent copying to the device so far, where that is told apart from computing; else 0."""
 
     @property
     def inputs(self) -> Mapping[str, TensorSpec]:

@@ -24,7 +24,11 @@ class Cuda:
             raise MissingExtra("cuda-bindings", extra, "Running a plan") from None
         self._device = device
         self._frees: list[tuple[str, Any]] = []
-        self.call("cudaSetDevice", device)
+        self.select()
+
+    def select(self) -> None:
+        """Make the device the current one of the calling thread."""
+        self.call("cudaSetDevice", self._device)
 
     def call(self, name: str, *arguments: Any) -> Any:
         """One call of the runtime; its results without the status."""

@@ -7,6 +7,7 @@ in, computed and copied out in its slot's stream, while the host prepares the ne
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
@@ -45,7 +46,7 @@ class TensorRtEngine:
         content = read_plan(plan)
         self._cuda = Cuda(number, PACKAGES[engine][1])
         self._slots: list[_Slot] = []
-        self._turn = 0
+        self._turn, self.copy_seconds = 0, 0.0
         try:
             self._log = make_logger(trt)  # the runtime does not keep its logger alive
             self._runtime: Any = trt.Runtime(self._log)
@@ -75,9 +76,12 @@ class TensorRtEngine:
             raise EngineError("this engine is closed. Open it again with open_engine(...).")
         check_feeds(self.inputs, feeds)
         self._check_profile(feeds)
+        self._cuda.select()  # a stage of an extraction runs in a thread of its own, whose current device is the first
         slot = self._slots[self._turn]
         self._turn = (self._turn + 1) % len(self._slots)
-        return slot.start(feeds)
+        pending = slot.start(feeds)
+        self.copy_seconds = sum(slot.copy_seconds for slot in self._slots)
+        return pending
 
     def _slot(self, cuda_graphs: bool) -> _Slot:
         context = self._engine.create_execution_context()
@@ -128,6 +132,7 @@ class _Slot:
         self._pending: Pending | None = None
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._runs, self._captured = 0, None
+        self.copy_seconds = 0.0
 
     def start(self, feeds: Feeds) -> Pending:
         """Put a batch into the stream; the one before it in this slot is finished first."""
@@ -136,8 +141,10 @@ class _Slot:
         shapes = {name: tuple(array.shape) for name, array in feeds.items()}
         if shapes != self._shapes:
             self._reshape(shapes)
+        since = time.perf_counter()
         for name, array in feeds.items():
             self._buffers[name].write(array, self._stream)
+        self.copy_seconds += time.perf_counter() - since
         self._enqueue()
         wanted = {name: _sized(spec, shapes, self._context.get_tensor_shape(name)) for name, spec in self._outputs.items()}
         for name, shape in wanted.items():

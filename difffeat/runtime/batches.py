@@ -7,6 +7,7 @@ A sample that fails keeps its place in the batch as zeros, so that its neighbour
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -50,12 +51,16 @@ class Batch:
 
 @dataclass
 class Prepared:
-    """Inputs for the engine (without noise and timestep parameters), which of the batch's rows are good, and the digest of what was read."""
+    """Inputs for the engine (without noise and timestep parameters), which of the batch's rows are good, and the digest of what was read.
+
+    `seconds` is what the preparation took, summed over the threads that did it.
+    """
 
     feeds: dict[str, np.ndarray]
     good: np.ndarray
     failures: list[Failure]
     inputs: list[str]
+    seconds: float = 0.0
 
 
 class Feeder(Protocol):
@@ -71,6 +76,10 @@ class Feeder(Protocol):
 
     def finish(self, batch: Batch) -> Prepared:
         """Wait for it."""
+        ...
+
+    def encode(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What the main graph takes, by way of the graph before it (the VAE) where there is one. Called in the thread that runs the engine."""
         ...
 
 
@@ -91,18 +100,26 @@ class ImageFeeder:
         pixels = np.zeros((self._batch_size, self._side, self._side, 3), np.uint8)
         prepared = Prepared({"pixels": pixels}, np.zeros(len(batch.rows), bool), [], [])
         for index, (row, sample, future) in enumerate(zip(batch.rows, batch.samples, batch.pending, strict=True)):
-            result, digest = future.result()
+            result, digest, seconds = future.result()
+            prepared.seconds += seconds
             prepared.inputs.append(digest)
             if isinstance(result, SampleError):
                 prepared.failures.append(Failure(int(row), sample.id, "decode", result))
             else:
                 pixels[index], prepared.good[index] = result, True
         batch.pending = []
-        if self._latents is not None:
-            prepared.feeds = self._latents.run(prepared.feeds)
         return prepared
 
-    def _decode(self, sample: Sample) -> tuple[np.ndarray | SampleError, str]:
+    def encode(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return feeds if self._latents is None else self._latents.run(feeds)
+
+    def _decode(self, sample: Sample) -> tuple[np.ndarray | SampleError, str, float]:
+        """Pixels or what is wrong with them, SHA-256 of the file, seconds."""
+        since = time.perf_counter()
+        result, digest = self._read(sample)
+        return result, digest, time.perf_counter() - since
+
+    def _read(self, sample: Sample) -> tuple[np.ndarray | SampleError, str]:
         digest = ""
         try:
             if sample.image is None:
@@ -127,6 +144,7 @@ class CachedLatentsFeeder:
         return
 
     def finish(self, batch: Batch) -> Prepared:
+        since = time.perf_counter()
         latents = np.zeros((self._batch_size, *self._cache.shape), np.float32)
         prepared = Prepared({"latents": latents}, np.zeros(len(batch.rows), bool), [], [])
         for index, (row, sample) in enumerate(zip(batch.rows, batch.samples, strict=True)):
@@ -135,7 +153,11 @@ class CachedLatentsFeeder:
             except SampleError as error:
                 prepared.failures.append(Failure(int(row), sample.id, "latents", error))
             prepared.inputs.append(self._cache.fingerprint)
+        prepared.seconds = time.perf_counter() - since
         return prepared
+
+    def encode(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return feeds
 
 
 class TextFeeder:
@@ -168,6 +190,9 @@ class TextFeeder:
         tokens, lengths = pad_tokens(ids, self._batch_size, batch.length)
         inputs = [hashlib.sha256(own.astype("<i8").tobytes()).hexdigest() for own in ids]
         return Prepared({"tokens": tokens, "lengths": lengths}, np.ones(len(batch.rows), bool), [], inputs)
+
+    def encode(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return feeds
 
 
 def _in_order(samples: Sequence[Sample], batch_size: int) -> list[Batch]:

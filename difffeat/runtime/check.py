@@ -25,7 +25,7 @@ from difffeat.runtime.manifest import (
 from difffeat.runtime.origin import ORIGIN, Origin, extract_command, read_origin
 from difffeat.runtime.store import map_shard
 from difffeat.runtime.table import joint_digest, part_path, read_table
-from difffeat.runtime.writer import quarantine_lines
+from difffeat.runtime.writer import SUMMARY_HTML, SUMMARY_JSON, quarantine_lines
 
 RECOMPUTED = (
     "missing-shard", "wrong-size", "wrong-bytes", "swapped", "wrong-content", "wrong-rows", "wrong-samples", "damaged-receipt", "stale-receipt",
@@ -211,7 +211,7 @@ class _Check:
     def _find_strays(self) -> None:
         """Files that are no part of the store: left half-written, of shards that no receipt names, or somebody else's."""
         shards, receipts = self._folder / "shards", self._folder / "receipts"
-        own = {self._folder / name for name in (MANIFEST, QUARANTINE, ORIGIN, LOCK)}
+        own = {self._folder / name for name in (MANIFEST, QUARANTINE, ORIGIN, SUMMARY_JSON, SUMMARY_HTML, LOCK)}
         own |= {part_path(self._folder, number) for number in range(len(self._manifest.samples))}
         own |= {receipt_path(self._folder, shard) for shard in self._numbers} | {self._shard_file(receipt) for receipt in self._receipts.values()}
         own |= self._under_way()

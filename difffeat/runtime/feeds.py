@@ -65,6 +65,7 @@ def fed_batches(
         for batch in batches:
             feeder.start(batch, pool)
             prepared = feeder.finish(batch)
+            prepared.feeds = feeder.encode(prepared.feeds)
             places = np.flatnonzero(prepared.good)
             if not len(places):
                 continue

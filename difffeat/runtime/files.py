@@ -34,7 +34,9 @@ class Written:
 
 
 class Files:
-    """Primitive operations, one method each."""
+    """Primitive operations, one method each. `tag` makes the temporary names of one writer different from those of others in the same folder."""
+
+    tag = ""
 
     def create(self, path: Path) -> int:
         """A new, empty file; its descriptor."""
@@ -107,7 +109,7 @@ class Files:
 
         Temporary name in the same folder, space reserved, hashed while written, fsync, rename, fsync of the folder.
         """
-        temporary = path.with_name(path.name + TEMPORARY)
+        temporary = path.with_name(path.name + self.tag + TEMPORARY)
         digest, count = hashlib.sha256(), 0
         descriptor = self.create(temporary)
         try:

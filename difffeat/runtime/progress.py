@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from difffeat.errors import EXIT_OK, EXIT_QUARANTINE
+
+STAGES = ("decode", "noise", "copy", "engine", "write")
 
 
 @dataclass(frozen=True)
@@ -25,9 +29,10 @@ class Progress:
 class Summary:
     """What came of an extraction.
 
-    **Fields:** `rows` in the store; `quarantined` among them; `computed` and `skipped` shards; `added` rows, and `healed` ones that were in
-    quarantine; `seconds` in all; `stages` seconds the main loop
-    spent waiting for decoding, making noise, in the engine, and writing; `ignored` files the source passed over.
+    **Fields:** `rows` in the store; `quarantined` among them; `computed` and `skipped` shards; `samples` computed in this run, in `seconds`; `stages`
+    seconds that each stage worked (of stages with several threads or workers, the mean of them) and `waiting` seconds that it waited for another;
+    `ignored` files the source passed over; `added` rows, and `healed` ones that were in quarantine; `batch_size`; `workers` threads that decode;
+    `device` and `reasons` for the words that come of it: errors in quarantine, with how many samples and the first ids.
     """
 
     path: Path
@@ -39,8 +44,14 @@ class Summary:
     seconds: float
     stages: dict[str, float]
     ignored: dict[str, int]
+    waiting: dict[str, float] = field(default_factory=dict)
     added: int = 0
     healed: int = 0
+    batch_size: int = 0
+    workers: int = 1
+    device: str = "cpu"
+    executor: str = "local"
+    reasons: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def exit_code(self) -> int:
@@ -54,26 +65,64 @@ class Summary:
 
     @property
     def bottleneck(self) -> str:
-        """The stage that took longest."""
+        """The stage that worked longest: stages overlap, so it sets the pace."""
         return max(self.stages, key=lambda name: self.stages[name])
+
+    @property
+    def advice(self) -> str:
+        """What would make it faster, in one sentence."""
+        return advice(self.bottleneck, self.device, self.workers)
+
+
+def advice(bottleneck: str, device: str, workers: int) -> str:
+    """What to do about the stage that sets the pace."""
+    if bottleneck == "decode":
+        return (
+            f"Decoding sets the pace with {workers} threads: raise --num-workers where there are more cores, make the images smaller, or read them "
+            "once into a latent cache (--graph latents)."
+        )
+    if bottleneck == "engine":
+        faster = "a GPU (--device cuda) or int8 (difffeat quantize)" if device.startswith("cpu") else "fp16, --engine trt or a second GPU"
+        return f"The engine sets the pace, as it should; {faster} would be faster."
+    return {
+        "noise": "Making noise sets the pace: more cores help, and so does a graph with constant noise (--noising constant).",
+        "copy": "Copying to the device sets the pace: --engine trt copies while it computes.",
+        "write": "Writing sets the pace: use a faster disk, --store-dtype fp16, or pooled taps in place of tokens.",
+    }[bottleneck]
 
 
 @dataclass
 class Clock:
-    """Seconds by stage, and what progress is reported from."""
+    """Seconds by stage, from any thread, and what progress is reported from."""
 
     total: int
     report: Callable[[Progress], None] | None
-    stages: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("decode", "noise", "engine", "write"), 0.0))
+    working: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+    waiting: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     started: float = field(default_factory=time.perf_counter)
     before: int = 0
     done: int = 0
     bad: int = 0
+    _guard: threading.Lock = field(default_factory=threading.Lock)
 
-    def spend(self, stage: str, since: float) -> float:
-        now = time.perf_counter()
-        self.stages[stage] += now - since
-        return now
+    def worked(self, stage: str, seconds: float) -> None:
+        with self._guard:
+            self.working[stage] += seconds
+
+    def waited(self, stage: str, seconds: float) -> None:
+        with self._guard:
+            self.waiting[stage] += seconds
+
+    def add(self, working: Mapping[str, float], waiting: Mapping[str, float]) -> None:
+        """What was spent elsewhere."""
+        for stage in STAGES:
+            self.worked(stage, working[stage])
+            self.waited(stage, waiting[stage])
+
+    @property
+    def stages(self) -> dict[str, float]:
+        """Seconds that each stage worked; copying only where it is told apart from computing."""
+        return {name: seconds for name, seconds in self.working.items() if name != "copy" or seconds}
 
     def tick(self, rows: int) -> None:
         self.done += rows

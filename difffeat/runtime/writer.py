@@ -34,6 +34,11 @@ from difffeat.runtime.matching import Match, Mode, match_append, match_new, matc
 from difffeat.runtime.origin import ORIGIN, Origin
 from difffeat.runtime.table import Columns, encode_part, joint_digest, part_path, read_table, row_digests, take
 
+Digests = Sequence[str] | Mapping[int, str]
+"""Of the samples of each shard, by its number."""
+SUMMARY_JSON, SUMMARY_HTML = "summary.json", "summary.html"
+"""What a run took and what came of it; nobody reads them but people."""
+
 
 class ShardWriter:
     """Writes shards, each followed by its receipt, into a store that somebody holds the lock of: this process, or the driver of this worker.
@@ -41,9 +46,7 @@ class ShardWriter:
     **Arguments:** `digests` of the samples of each shard, as the store will list them at the end; `before` as it lists them now, when that differs.
     """
 
-    def __init__(
-        self, path: Path, manifest: Manifest, digests: Sequence[str], before: Sequence[str] | None = None, *, files: Files | None = None
-    ) -> None:
+    def __init__(self, path: Path, manifest: Manifest, digests: Digests, before: Digests | None = None, *, files: Files | None = None) -> None:
         self.path, self.manifest = path, manifest
         self._digests, self._before = digests, digests if before is None else before
         self._files = files or Files()
@@ -222,7 +225,8 @@ class StoreWriter:
 
     def _clear(self) -> None:
         """Delete an older store; its manifest first, so that a kill midway leaves no store rather than half of one."""
-        for path in (self.path / MANIFEST, *sorted(self.path.glob("samples*.parquet")), self.path / QUARANTINE, self.path / ORIGIN):
+        beside = [self.path / name for name in (QUARANTINE, ORIGIN, SUMMARY_JSON, SUMMARY_HTML)]
+        for path in (self.path / MANIFEST, *sorted(self.path.glob("samples*.parquet")), *beside):
             if path.exists():
                 self._files.remove(path)
                 self._files.fsync(self.path)
@@ -244,6 +248,12 @@ class StoreWriter:
                 if generation != (receipt.generation if receipt is not None else 0):
                     self._files.remove(shard_path(self.path, shard, generation))
                     self._files.fsync(self.path / "shards")
+
+    def sweep(self) -> None:
+        """Remove what workers left that died while they were writing. None may be at work."""
+        with writing(self.path):
+            sweep_temporaries(self.path, self._files)
+            self._sweep_generations()
 
     def finish(self, receipts: Sequence[Receipt]) -> None:
         """Bring samples and manifest to what the run has made true, and render quarantine.jsonl from the receipts (no file where nothing was set
@@ -331,6 +341,6 @@ def _refuse_foreign(path: Path) -> None:
 
 
 def _is_own(name: str) -> bool:
-    if name in {MANIFEST, SAMPLES, QUARANTINE, ORIGIN, "shards", "receipts", LOCK} or name.endswith(".tmp"):
+    if name in {MANIFEST, SAMPLES, QUARANTINE, ORIGIN, SUMMARY_JSON, SUMMARY_HTML, "shards", "receipts", LOCK} or name.endswith(".tmp"):
         return True
     return name.startswith("samples-") and name.endswith(".parquet") and name[len("samples-") : -len(".parquet")].isdigit()

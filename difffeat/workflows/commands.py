@@ -7,21 +7,28 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Any
 
-from difffeat.engines import Artifact, EngineOptions, open_engine
-from difffeat.errors import ConfigError, NotYetAvailable
+from difffeat.engines import Artifact, EngineOptions
+from difffeat.errors import ConfigError
 from difffeat.recipe import RunRecipe, format_timestep
-from difffeat.runtime.extract import MAX_BAD_FRACTION, Progress, Summary, extract
-from difffeat.runtime.inversion import open_inversion
+from difffeat.runtime.batch_size import LARGEST
+from difffeat.runtime.extract import MAX_BAD_FRACTION, extract
+from difffeat.runtime.feeding import Opening
 from difffeat.runtime.matching import Mode
 from difffeat.runtime.origin import Origin
+from difffeat.runtime.progress import Progress, Summary
 from difffeat.runtime.sources import open_source
 from difffeat.runtime.sources_options import SourceOptions
+from difffeat.runtime.summary import summary_dict, summary_text
 
 ARTIFACTS = Path("artifacts")
 FEATURES = Path("features")
+EXECUTORS = ("local", "ray")
+PLAN_BATCH = 64
+"""Largest batch of a TensorRT plan that is built for --batch-size auto."""
 UNFINISHED = (".partial", ".failed", ".replaced")
 """What an export leaves beside artifacts that are not to be used: begun, out of tolerance, or about to be removed."""
 
@@ -163,66 +170,77 @@ def run_extract(
     device: str | None,
     threads: int | None,
     options: EngineOptions,
-    batch_size: int,
+    batch_size: int | None,
     shard_size: int,
     num_workers: int | None,
-    seed: int,
-    draws: int,
-    preprocess: str,
-    captions: str,
-    truncate: bool,
-    store_dtype: str,
+    run: RunRecipe,
     latents: Path | None,
     source_options: SourceOptions,
     max_bad_fraction: float,
     executor: str,
+    workers: int | None = None,
+    address: str | None = None,
     mode: Mode = Mode.RESUME,
     rebatch: bool = False,
     overwrite: bool,
     say: Say,
 ) -> dict[str, Any]:
     """Extract one store; arguments as the command's options."""
-    if executor != "local":
-        raise NotYetAvailable(f"--executor {executor} comes with a later release; this one runs --executor local.")
+    if executor not in EXECUTORS:
+        raise ConfigError(f"--executor must be one of {', '.join(EXECUTORS)}; got {executor!r}")
+    if executor == "local" and (workers is not None or address is not None):
+        raise ConfigError("--workers and --address are for --executor ray; --num-workers sets the threads that decode")
     opened = Artifact.open(artifact) if artifact is not None else newest_artifact(say)
     if source is None:
         raise ConfigError(f"no source was given. For example: difffeat extract {opened.path} photos/ -o features/photos")
-    if opened.recipe.kind == "latents" and store_dtype == "fp16":
+    if opened.recipe.kind == "latents" and run.store_dtype == "fp16":
         say("latents are stored as fp32, so that features from the cache equal those from pixels")
-        store_dtype = "fp32"
-    run = RunRecipe(seed=seed, draws=draws, preprocessing=preprocess, captions=captions, truncate=truncate, store_dtype=store_dtype)
+        run = replace(run, store_dtype="fp32")
     listed = open_source(source, source_options)
-    out = output or FEATURES / f"{source_name(source)}-{opened.path.name}"
+    out = output or default_store(source, opened)
+    opening = Opening(artifact=opened.path, engine=engine, device=device, threads=threads, options=options, latent_cache=latents)
+    how: dict[str, Any] = {
+        "run": run, "batch_size": batch_size, "largest_batch": options.batch if batch_size is None else batch_size, "shard_size": shard_size,
+        "num_workers": num_workers, "mode": mode, "rebatch": rebatch, "overwrite": overwrite, "max_bad_fraction": max_bad_fraction,
+        "progress": progress_line(say), "say": say,
+        "origin": _origin(opened, source, device, options, source_options, latents, max_bad_fraction),
+    }  # fmt: skip
+    for note in listed.notes:
+        say(note)
+    if executor == "ray":
+        from difffeat.runtime.cluster import Cluster, extract_on_ray
+
+        say(f"{len(listed)} samples from {source} -> {out}, engine {engine}, on Ray")
+        return _extract_result(extract_on_ray(opening, listed, out, Cluster(workers=workers, address=address), **how))
     with ExitStack() as stack:
-        main = stack.enter_context(open_engine(opened, engine, device=device, threads=threads, options=options, say=say))
-        vae = None
-        if "latents" in main.inputs and latents is None and opened.latents_graph is not None:
-            vae = stack.enter_context(open_engine(opened, engine, device=device, threads=threads, graph="latents", options=options, say=say))
-        invert = open_inversion(opened, stack, engine, device=device, threads=threads, options=options, say=say)
+        main, beside = opening.open(stack, say)
         say(f"{len(listed)} samples from {source} -> {out}, engine {main.name} on {main.device}")
-        for note in listed.notes:
-            say(note)
-        summary = extract(
-            main,
-            listed,
-            out,
-            run=run,
-            latents_engine=vae,
-            latent_cache=latents,
-            table=opened.sweep_table(),
-            tokenizer=opened.tokenizer,
-            invert=invert,
-            batch_size=batch_size,
-            shard_size=shard_size,
-            num_workers=num_workers,
-            overwrite=overwrite,
-            mode=mode,
-            rebatch=rebatch,
-            max_bad_fraction=max_bad_fraction,
-            progress=progress_line(say),
-            origin=_origin(opened, source, device, options, source_options, latents, max_bad_fraction),
-        )
-    return _extract_result(summary)
+        return _extract_result(extract(main, listed, out, **beside, **how))
+
+
+def _extract_result(summary: Summary) -> dict[str, Any]:
+    return {**summary_dict(summary), "text": summary_text(summary)}
+
+
+def engine_options(engine: str, batch_size: int | None, **chosen: bool) -> EngineOptions:
+    """Options of an engine; one that is built for a largest batch gets `PLAN_BATCH` where the size is left to us, others are tried with more."""
+    largest = batch_size or (PLAN_BATCH if engine in ("trt", "rtx") else LARGEST)
+    return EngineOptions(batch=largest, **chosen)
+
+
+def parse_auto(text: str, option: str) -> int | None:
+    """A whole number, None for `auto`. Raises ConfigError naming the option."""
+    if text == "auto":
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise ConfigError(f"{option} takes a whole number or auto, got {text!r}") from None
+
+
+def default_store(source: str, artifact: Artifact) -> Path:
+    """`features/SOURCE-ARTIFACT`."""
+    return FEATURES / f"{source_name(source)}-{artifact.path.name}"
 
 
 def source_name(source: str) -> str:
@@ -282,33 +300,3 @@ def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else (f"{minutes} min {rest:02d} s" if minutes else f"{rest} s")
-
-
-def _extract_result(summary: Summary) -> dict[str, Any]:
-    stages = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in summary.stages.items())
-    lines = [f"{summary.path}: {summary.rows} rows in {summary.computed + summary.skipped} shards ({summary.skipped} were there already)"]
-    if summary.samples:
-        lines.append(f"  {summary.rate:.1f} samples/s; time in {stages}; slowest: {summary.bottleneck}")
-    if summary.added:
-        lines.append(f"  {summary.added} rows were added")
-    if summary.healed:
-        lines.append(f"  {summary.healed} quarantined samples are good now")
-    if summary.quarantined:
-        lines.append(f"  {summary.quarantined} samples are in quarantine; the reasons stand in {summary.path / 'quarantine.jsonl'}")
-    if summary.ignored:
-        lines.append(f"  passed over: {', '.join(f'{count} × {suffix or chr(39) * 2}' for suffix, count in summary.ignored.items())}")
-    return {
-        "store": str(summary.path),
-        "rows": summary.rows,
-        "quarantined": summary.quarantined,
-        "added": summary.added,
-        "healed": summary.healed,
-        "computed_shards": summary.computed,
-        "skipped_shards": summary.skipped,
-        "samples_per_second": summary.rate,
-        "stages": summary.stages,
-        "bottleneck": summary.bottleneck,
-        "ignored": summary.ignored,
-        "exit_code": summary.exit_code,
-        "text": "\n".join(lines),
-    }

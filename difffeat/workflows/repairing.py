@@ -100,7 +100,7 @@ def _source_options(origin: Origin) -> SourceOptions:
 
 def _extract(store: Path, manifest: Manifest, origin: Origin, threads: int | None, say: Say) -> None:
     """The extraction that the manifest describes. Its rows were accepted once, so no share of bad ones stops it."""
-    run, device = manifest.recipe.run, manifest.engine["device"]
+    device = manifest.engine["device"]
     switches = {field.name: True for field in fields(EngineOptions) if origin.options.get(field.name.replace("_", "-")) is True}
     run_extract(
         Path(origin.artifact),
@@ -113,12 +113,7 @@ def _extract(store: Path, manifest: Manifest, origin: Origin, threads: int | Non
         batch_size=manifest.batch_size,
         shard_size=manifest.shard_rows,
         num_workers=None,
-        seed=run.seed,
-        draws=run.draws,
-        preprocess=run.preprocessing,
-        captions=run.captions,
-        truncate=run.truncate,
-        store_dtype=run.store_dtype,
+        run=manifest.recipe.run,
         latents=Path(origin.options["latents"]) if "latents" in origin.options else None,
         source_options=_source_options(origin),
         max_bad_fraction=1.0,

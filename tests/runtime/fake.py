@@ -110,8 +110,9 @@ def folder_of_images(folder: Path, count: int) -> Path:
 
 
 def tree(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file below a folder."""
-    return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.rglob("*")) if p.is_file()}
+    """SHA-256 of every file below a folder; of a store without its summary, which tells how long a run took."""
+    files = (p for p in sorted(folder.rglob("*")) if p.is_file() and p.stem != "summary")
+    return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
 class CountedFiles(Files):

@@ -1,0 +1,124 @@
+"""What of a store is done: which pieces are left to compute, what has come of them, and when there are too many bad samples."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from difffeat.errors import StoreIncomplete, TooManyBadSamples
+from difffeat.runtime.job import Event, Piece
+from difffeat.runtime.manifest import Receipt
+from difffeat.runtime.progress import Clock, Summary
+from difffeat.runtime.samples import Sample, Source
+from difffeat.runtime.writer import StoreWriter
+
+FIRST_IDS = 5
+"""Ids that a summary names for each reason."""
+
+
+class Ledger:
+    """Accounts of one run.
+
+    **Arguments:** `writer` open; `samples` of the source; `retry` whether quarantined rows are run again.
+
+    Raises StoreIncomplete where a shard must be computed whose samples the source lacks, TooManyBadSamples where that is known already.
+    """
+
+    def __init__(self, writer: StoreWriter, samples: Sequence[Sample], clock: Clock, *, retry: bool, max_bad_fraction: float) -> None:
+        self._writer, self._samples, self._retry, self._max_bad_fraction = writer, samples, retry, max_bad_fraction
+        self.clock = clock
+        self._receipts: dict[int, Receipt] = {}
+        self._rows: dict[int, np.ndarray] = {}
+        self._retried = self._still_bad = 0
+        for number in range(len(writer.manifest.shards)):
+            self._look_up(number)
+        self._require_few_bad()
+
+    def _look_up(self, number: int) -> None:
+        """What is to be done about a shard: all of it, its quarantined rows, or nothing. Counts what is done."""
+        manifest, places = self._writer.manifest, self._writer.match.places
+        first, rows = manifest.first_rows[number], np.arange(manifest.shards[number])
+        receipt = self._writer.shards.receipt(number)
+        if receipt is None:
+            if any(place is None for place in places[first : first + len(rows)]):
+                raise StoreIncomplete(
+                    f"shard {number} of {self._writer.path} must be computed, and the source does not hold all of its samples. Pass the whole source."
+                )
+            self._rows[number] = rows
+            return
+        self._receipts[number] = receipt
+        bad = [entry["row"] - first for entry in receipt.quarantined if self._retry and places[entry["row"]] is not None]
+        if bad:
+            self._rows[number] = np.array(bad)
+        self._retried += len(bad)
+        self.clock.before += receipt.rows - len(bad)
+        self.clock.done = self.clock.before
+        self.clock.bad += len(receipt.quarantined) - len(bad)
+
+    def pieces(self) -> Iterator[Piece]:
+        """What is left to compute, shard by shard."""
+        for number, rows in self._rows.items():
+            first = self._writer.manifest.first_rows[number]
+            places = [self._writer.match.places[first + int(row)] for row in rows]
+            yield Piece(number, first, rows, [self._samples[place] for place in places if place is not None], self._receipts.get(number))
+
+    def take(self, event: Event) -> None:
+        """Count what has been done. Raises TooManyBadSamples."""
+        if event.receipt is not None:
+            bad = event.still_bad if self._retry and event.receipt.shard in self._receipts else len(event.receipt.quarantined)
+            self._receipts[event.receipt.shard] = event.receipt
+            self._still_bad += event.still_bad
+            self.clock.bad += bad
+        if event.rows:
+            self.clock.tick(event.rows)
+        self._require_few_bad()
+
+    @property
+    def receipts(self) -> list[Receipt]:
+        """Of the shards that are done, in order."""
+        return [receipt for _, receipt in sorted(self._receipts.items())]
+
+    def summary(self, source: Source, *, device: str, workers: int, executor: str = "local") -> Summary:
+        """What came of the run."""
+        clock, manifest, computed = self.clock, self._writer.manifest, len(self._rows)
+        return Summary(
+            path=self._writer.path,
+            rows=manifest.rows,
+            quarantined=sum(len(receipt.quarantined) for receipt in self.receipts),
+            computed=computed,
+            skipped=len(manifest.shards) - computed,
+            samples=clock.done - clock.before,
+            seconds=time.perf_counter() - clock.started,
+            stages=clock.stages,
+            waiting={stage: clock.waiting[stage] for stage in clock.stages},
+            ignored=dict(source.ignored),
+            added=self._writer.added,
+            healed=self._retried - self._still_bad,
+            batch_size=manifest.batch_size,
+            workers=workers,
+            device=device,
+            executor=executor,
+            reasons=_reasons(self.receipts),
+        )
+
+    def _require_few_bad(self) -> None:
+        total, bad = self._writer.manifest.rows, self.clock.bad
+        if bad > self._max_bad_fraction * total or bad == total:
+            raise TooManyBadSamples(
+                f"{bad} of {total} samples are in quarantine, more than --max-bad-fraction {self._max_bad_fraction:g} allows. The receipts in "
+                f"{self._writer.path / 'receipts'} say why each; mend the source and pass --overwrite, or raise the limit and run again to go on."
+            )
+
+
+def _reasons(receipts: Sequence[Receipt]) -> dict[str, dict[str, Any]]:
+    """Quarantined samples by stage and error: how many, and the first ids."""
+    found: dict[str, dict[str, Any]] = {}
+    for entry in (entry for receipt in receipts for entry in receipt.quarantined):
+        reason = found.setdefault(f"{entry['stage']}: {entry['error']}", {"samples": 0, "first_ids": [], "example": entry["message"]})
+        reason["samples"] += 1
+        if len(reason["first_ids"]) < FIRST_IDS:
+            reason["first_ids"].append(entry["id"])
+    return found

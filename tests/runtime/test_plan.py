@@ -1,0 +1,74 @@
+"""A plan counts what a run on the real samples measured."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from difffeat.engines import EngineOptions
+from difffeat.errors import ConfigError
+from difffeat.recipe import RunRecipe
+from difffeat.runtime import plan as planning
+from difffeat.runtime.extract import extract
+from difffeat.runtime.feeding import Opening
+from difffeat.runtime.plan import Plan, make_plan
+from difffeat.runtime.sources import open_source
+from difffeat.runtime.sources_options import SourceOptions
+from difffeat.workflows.planning import run_plan
+from tests.artifacts import exported
+from tests.runtime.fake import FakeEngine, folder_of_images
+
+
+def planned(source: Path, out: Path, **changes: Any) -> Plan:
+    settings: dict[str, Any] = {"run": RunRecipe(), "batch_size": 2, "shard_size": 8, "num_workers": 1, "seconds": 0.4, **changes}
+    return make_plan(FakeEngine(lambda _: time.sleep(0.05)), open_source(source), out, **settings)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return folder_of_images(tmp_path_factory.mktemp("plan") / "images", 60)
+
+
+def test_the_rate_is_that_of_the_engine_and_the_hours_follow(source: Path, tmp_path: Path) -> None:
+    plan = planned(source, tmp_path / "deep" / "out")
+    assert 8 <= plan.measured <= 20
+    assert 15 < plan.rate <= 2 / 0.05
+    assert plan.low <= plan.rate * 1.5
+    assert plan.low <= plan.high
+    assert plan.hours == pytest.approx(60 / plan.rate / 3600)
+    assert plan.bottleneck == "engine"
+    assert plan.shares["engine"] > 0.5
+    assert (plan.samples, plan.batch_size, plan.num_workers) == (60, 2, 1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_store_has_the_size_and_the_shards_that_were_planned(source: Path, tmp_path: Path) -> None:
+    plan = planned(source, tmp_path / "out")
+    summary = extract(FakeEngine(), open_source(source), tmp_path / "out", batch_size=2, shard_size=8)
+    size = sum(path.stat().st_size for path in (tmp_path / "out").rglob("*") if path.is_file() and path.stem not in ("summary", "manifest"))
+    assert plan.shards == summary.computed
+    assert plan.disk_bytes == pytest.approx(size, rel=0.1)
+    assert plan.peak_bytes > 10 << 20
+
+
+def test_workers_share_one_disk(source: Path, tmp_path: Path) -> None:
+    few, many = planned(source, tmp_path / "out", workers=2), planned(source, tmp_path / "out", workers=10_000)
+    assert few.workers_rate == pytest.approx(2 * few.rate)
+    assert many.workers_rate < 10_000 * many.rate
+
+
+def test_a_full_disk_is_warned_of_and_everything_is_told(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning.shutil, "disk_usage", lambda _: type("usage", (), {"free": 1000})())
+    (tmp_path / "few").mkdir()
+    opening = Opening(artifact=exported("image").path, threads=1, options=EngineOptions())
+    options: dict[str, Any] = {"batch_size": 4, "shard_size": 100, "num_workers": 1, "seconds": 0.2, "source_options": SourceOptions()}
+    result = run_plan(opening, str(source), tmp_path / "out", run=RunRecipe(), workers=3, say=lambda _: None, **options)
+    assert not result["fits"]
+    for words in ("WARNING: the disk lacks", "one worker: ", "3 workers: ", "peak memory ", "engine builds: none needed", "measured on "):
+        assert words in result["text"]
+    assert result["engine"] == "ort (fp32) on cpu"
+    with pytest.raises(ConfigError, match="--workers must be at least 1 and --seconds above 0, got 0 and 1"):
+        run_plan(opening, str(source), None, run=RunRecipe(), workers=0, say=lambda _: None, **{**options, "seconds": 1.0})
