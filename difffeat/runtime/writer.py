@@ -241,7 +241,11 @@ class StoreWriter:
             if (named := shard_of(path)) is not None:
                 found.setdefault(named[0], []).append(named[1])
         for shard, generations in found.items():
-            if generations == [0] or shard >= len(self.manifest.shards):
+            if shard >= len(self.manifest.shards):
+                if not receipt_path(self.path, shard).is_file():  # of an append that was stopped: one with its receipt is kept for going on
+                    self._remove_shard(shard, generations)
+                continue
+            if generations == [0]:
                 continue
             receipt = _readable_receipt(self.path, self._on_disk, shard)
             for generation in generations:
@@ -254,6 +258,11 @@ class StoreWriter:
         with writing(self.path):
             sweep_temporaries(self.path, self._files)
             self._sweep_generations()
+
+    def _remove_shard(self, shard: int, generations: Sequence[int]) -> None:
+        for generation in generations:
+            self._files.remove(shard_path(self.path, shard, generation))
+        self._files.fsync(self.path / "shards")
 
     def finish(self, receipts: Sequence[Receipt]) -> None:
         """Bring samples and manifest to what the run has made true, and render quarantine.jsonl from the receipts (no file where nothing was set

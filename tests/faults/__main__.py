@@ -8,6 +8,7 @@ Ends with 1 when anything differs from what is promised. Each campaign runs in a
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import gc
 import importlib
@@ -66,7 +67,8 @@ def main(arguments: list[str]) -> int:
         parser.error(f"no campaign {', '.join(unknown)}; there are {', '.join(CAMPAIGNS)}")
     size: Size = "short" if options.short else "long"
     if options.json:
-        found = [outcome for name in names for outcome in run_campaign(name, size)]
+        with contextlib.redirect_stdout(sys.stderr):  # hypothesis prints there, and standard output is the JSON's
+            found = [outcome for name in names for outcome in run_campaign(name, size)]
         sys.stdout.write(json.dumps([asdict(outcome) for outcome in found]))
     else:
         found = _run_all(names, size, options.jobs)

@@ -146,10 +146,10 @@ def _read(out: Path, done: Path, expected: dict[str, np.ndarray]) -> tuple[int, 
             if not store.finished_shards:
                 continue
             seen += 1
-            for tap, whole in expected.items():
-                part = np.asarray(store[tap])
-                if not np.array_equal(part, whole[: len(part)]):
-                    wrong.append(f"{tap}: rows that are not the sample's")
+            for first, arrays in store.shards():
+                for tap, whole in expected.items():
+                    if not np.array_equal(arrays[tap], whole[first : first + len(arrays[tap])]):
+                        wrong.append(f"{tap}: rows of shard at {first} are not the sample's")
         except StoreCorrupt as error:
             wrong.append(f"corrupt while it is written: {error}")
         except DifffeatError:
