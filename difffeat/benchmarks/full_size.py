@@ -146,6 +146,9 @@ STAGES = {
 }
 
 
+RESULTS = "full-size.json"
+
+
 def run_stage(name: str, folder: Path) -> dict[str, Any]:
     """One stage in this process, with its peak memory (GiB, memory-mapped files that were touched included)."""
     result = STAGES[name](folder)
@@ -160,6 +163,7 @@ def run_all(folder: Path, stages: list[str]) -> dict[str, Any]:
         command = [sys.executable, "-m", "difffeat.benchmarks.full_size", "--output", str(folder), "--stage", name]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         results[name] = json.loads(done.stdout)
+        (folder / RESULTS).write_text(json.dumps(results, indent=2) + "\n")  # after each, so that a run that is cut short keeps what was done
     return results
 
 
@@ -206,7 +210,6 @@ def main() -> None:
         return
     stages = [name for name in STAGES if arguments.only is None or name == "checkpoints" or name.endswith(arguments.only)]
     results = run_all(arguments.output, stages)
-    (arguments.output / "full-size.json").write_text(json.dumps(results, indent=2) + "\n")
     print("\n".join(report(results)))
     over = [m for m, limit in LIMITS_GIB.items() if results.get(f"export-{m}", {}).get("peak_gib", 0) > limit]
     if over:
