@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import atexit
+import fcntl
 import os
 import shutil
-import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from difffeat.engines import Artifact
 from difffeat.export.weights import SD_VAE_CONFIG, DiTConfig, PlaidConfig, random_dit, random_plaid, random_vae
 from difffeat.workflows.exporting import ExportOptions, ExportReport, export_dit, export_plaid
 from difffeat.workflows.scenes import tokenizer_json, vocabulary
+from tests.shared import shared_folder
 
 DIT = DiTConfig(name="dit-small", depth=3, width=64, heads=4, patch=2, input_size=8, num_classes=5)
 PLAID = PlaidConfig(name="plaid-small", depth=2, width=128, vocab=len(vocabulary()), max_length=32)
@@ -54,30 +54,24 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "text-conditioned": {"kind": "text", "blocks": (2,), "timesteps": (0.05,), "noising": "mean", "self_conditioning": True},
     "text-sweep-conditioned": {"kind": "text-sweep", "blocks": (2,), "timesteps": (0.0, 0.1), "noising": "mean", "self_conditioning": True},
 }
-LENT = "DIFFFEAT_TESTS_ARTIFACTS"
-"""Names the folder in which a parent process has exported artifacts."""
 WITH_LATENTS = ("from-latents", "sweep", "from-latents-ddim", "sweep-ddim")
 """Which of the graphs that take latents have the autoencoder's graph beside them."""
 
 
 @cache
 def exported(name: str) -> Artifact:
-    """The artifact `name` of `OPTIONS`, exported when it is first asked for, shared by the session and what it lends it to: only to be read."""
-    lent = Path(os.environ.get(LENT, "")) / name
-    return Artifact.open(lent) if LENT in os.environ and lent.is_dir() else export_named(name, _session_folder() / name).artifact
+    """The artifact `name` of `OPTIONS`, exported by whichever process of the session asks for it first, and shared by all: only to be read."""
+    out = shared_folder() / name
+    with out.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return Artifact.open(out) if out.is_dir() else export_named(name, out).artifact
 
 
 def lend(*names: str) -> dict[str, str]:
     """The environment of a sub-process that is to use these artifacts of ours."""
-    folders = {exported(name).path.parent for name in names}
-    return {**os.environ, LENT: str(folders.pop())}
-
-
-@cache
-def _session_folder() -> Path:
-    folder = Path(tempfile.mkdtemp(prefix="difffeat-tests-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
+    for name in names:
+        exported(name)
+    return dict(os.environ)
 
 
 @cache

@@ -7,6 +7,9 @@ import socket
 
 import pytest
 
+from tests.shared import shared_folder
+
+shared_folder()  # ahead of the workers, so that they have one folder
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is first imported, by sub-processes too
 
 
