@@ -52,19 +52,18 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "self_conditioning": True,
     },
     "text-conditioned": {"kind": "text", "blocks": (2,), "timesteps": (0.05,), "noising": "mean", "self_conditioning": True},
-    "text-sweep-conditioned": {"kind": "text-sweep", "blocks": (2,), "timesteps": (0.0, 0.1), "noising": "mean", "self_conditioning": True},
 }
 WITH_LATENTS = ("from-latents", "sweep", "from-latents-ddim", "sweep-ddim")
 """Which of the graphs that take latents have the autoencoder's graph beside them."""
 
 
 @cache
-def exported(name: str) -> Artifact:
+def exported(name: str, precision: str = "fp32") -> Artifact:
     """The artifact `name` of `OPTIONS`, exported by whichever process of the session asks for it first, and shared by all: only to be read."""
-    out = shared_folder() / name
+    out = shared_folder() / (name if precision == "fp32" else f"{name}-{precision}")
     with out.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        return Artifact.open(out) if out.is_dir() else export_named(name, out).artifact
+        return Artifact.open(out) if out.is_dir() else export_named(name, out, precision=precision).artifact
 
 
 def lend(*names: str) -> dict[str, str]:
@@ -98,9 +97,10 @@ def export_named(name: str, out: Path, *, overwrite: bool = False, **changes: An
     return export_dit(dit_weights(), vae, options, out, overwrite=overwrite, say=lambda _: None)
 
 
-def copy_of(name: str, tmp_path: Path) -> Path:
+def copy_of(name: str, tmp_path: Path, precision: str = "fp32") -> Path:
     """A copy of an artifact's folder, for a test that spoils it."""
-    return Path(shutil.copytree(exported(name).path, tmp_path / name))
+    original = exported(name, precision).path
+    return Path(shutil.copytree(original, tmp_path / original.name))
 
 
 def feeds(artifact: Artifact, batch: int = 3, length: int = 6, seed: int = 0, index: int = 0, graph: str = "model") -> dict[str, np.ndarray]:

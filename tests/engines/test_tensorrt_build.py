@@ -17,7 +17,7 @@ from difffeat.engines.driver import Driver, probe_driver
 from difffeat.engines.seal import is_sealed, key_path, seal
 from difffeat.engines.tensorrt_build import Profile, build_plan
 from difffeat.errors import ConfigError, EngineError, MissingExtra, ProviderMissing, UntrustedFile
-from tests.artifacts import OPTIONS, copy_of, export_named, exported
+from tests.artifacts import OPTIONS, copy_of, exported
 
 SMALL = Profile(opt_batch=2, max_batch=4)
 
@@ -35,7 +35,7 @@ def rtx() -> ModuleType:
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_the_small_graphs_compile_without_a_gpu(name: str, precision: str, tmp_path: Path) -> None:
     rtx()
-    folder = copy_of(name, tmp_path) if precision == "fp32" else export_named(name, tmp_path / name, precision=precision).artifact.path
+    folder = copy_of(name, tmp_path, precision)
     plan = build_plan(folder, "rtx", SMALL)
     assert plan.seconds is not None
     assert plan.path.stat().st_size == plan.size > 100_000
@@ -46,8 +46,7 @@ def test_the_small_graphs_compile_without_a_gpu(name: str, precision: str, tmp_p
 @pytest.mark.parametrize("graph", ["model", "denoiser"])
 def test_the_denoisers_and_what_they_feed_compile_in_fp16(name: str, graph: str, tmp_path: Path) -> None:
     rtx()
-    artifact = export_named(name, tmp_path / name, precision="fp16").artifact
-    assert build_plan(artifact, "rtx", SMALL, graph=graph).sidecar["graph"] == graph
+    assert build_plan(copy_of(name, tmp_path, "fp16"), "rtx", SMALL, graph=graph).sidecar["graph"] == graph
 
 
 def test_every_kind_is_covered_by_a_name() -> None:

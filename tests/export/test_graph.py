@@ -43,7 +43,6 @@ INPUTS = {
     "text-ddim": GIVEN,
     "text-sweep-ddim": [*GIVEN, *GAMMA, GUESS],
     "text-conditioned": [*GIVEN, GUESS],
-    "text-sweep-conditioned": [*GIVEN, *GAMMA, GUESS],
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,12 @@ import numpy as np
 import onnx
 import pytest
 
-from difffeat.engines import open_engine
+from difffeat.engines import Artifact, open_engine
 from difffeat.engines.parity import compare
 from difffeat.errors import ParityError
 from difffeat.export.weights import DiTWeights
 from difffeat.workflows.exporting import ExportOptions, export_dit
-from tests.artifacts import OPTIONS, dit_weights, export_named, exported, feeds
+from tests.artifacts import OPTIONS, dit_weights, exported, feeds
 
 HALF = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}
 PRODUCTS = ("MatMul", "Gemm", "Conv")
@@ -30,28 +31,32 @@ def types(path: Path) -> dict[str, int]:
 
 @pytest.mark.parametrize("precision", HALF)
 @pytest.mark.parametrize("name", ["image", "sweep", "text", "text-sweep"])
-def test_products_are_in_low_precision_and_sums_in_fp32(name: str, precision: str, tmp_path: Path) -> None:
-    report = export_named(name, tmp_path / "out", precision=precision)
-    known = types(report.artifact.graph)
-    nodes = list(onnx.load(report.artifact.graph, load_external_data=False).graph.node)
+def test_products_are_in_low_precision_and_sums_in_fp32(name: str, precision: str) -> None:
+    artifact = exported(name, precision)
+    known = types(artifact.graph)
+    nodes = list(onnx.load(artifact.graph, load_external_data=False).graph.node)
     weights = {value for node in nodes if node.op_type in PRODUCTS for value in node.input if "blocks" in value and value.endswith("weight")}
     assert weights
     assert {known[value] for value in weights} == {HALF[precision]}
-    assert {known[value.name] for value in onnx.load(report.artifact.graph, load_external_data=False).graph.output} == {onnx.TensorProto.FLOAT}
+    assert {known[value.name] for value in onnx.load(artifact.graph, load_external_data=False).graph.output} == {onnx.TensorProto.FLOAT}
     norms = [node for node in nodes if node.op_type == "LayerNormalization"]
     assert all(known[value] == onnx.TensorProto.FLOAT for node in norms for value in node.input[1:])
-    assert report.parity.passed
-    assert report.artifact.recipe.precision == precision
+    assert parity(artifact)["passed"]
+    assert artifact.recipe.precision == precision
+
+
+def parity(artifact: Artifact) -> dict[str, Any]:
+    """What the export has measured."""
+    return json.loads((artifact.path / "parity.json").read_text())
 
 
 @pytest.mark.parametrize("name", [name for name in OPTIONS if name not in ("image", "sweep", "text", "text-sweep")])
-def test_every_kind_of_graph_has_an_fp16_form(name: str, tmp_path: Path) -> None:
-    report = export_named(name, tmp_path / "out", precision="fp16")
-    assert 0 < max(tap.relative_l2 for tap in report.parity.taps.values()) < 5e-3
+def test_every_kind_of_graph_has_an_fp16_form(name: str) -> None:
+    assert 0 < max(tap["relative_l2"] for tap in parity(exported(name, "fp16"))["taps"].values()) < 5e-3
 
 
-def test_low_precision_is_another_fingerprint_and_a_smaller_file(tmp_path: Path) -> None:
-    low = export_named("text", tmp_path / "low", precision="fp16").artifact
+def test_low_precision_is_another_fingerprint_and_a_smaller_file() -> None:
+    low = exported("text", "fp16")
     assert low.recipe.fingerprint != exported("text").recipe.fingerprint
     assert low.size < 0.6 * exported("text").size
 

@@ -17,7 +17,7 @@ from difffeat.recipe import RunRecipe
 from difffeat.runtime.sources_options import SourceOptions
 from difffeat.workflows.quantizing import run_quantize
 from difffeat.workflows.quickstart_data import write_split
-from tests.artifacts import copy_of, export_named, exported, feeds
+from tests.artifacts import copy_of, exported, feeds
 
 KINDS = ["image", "latents", "from-latents", "sweep", "text", "text-sweep"]
 
@@ -93,7 +93,7 @@ def test_linears_alone_leave_the_autoencoder_in_fp32(scenes: Path, tmp_path: Pat
 
 def test_what_cannot_be_quantised_is_told(scenes: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"is fp16; int8 is made from an fp32 artifact"):
-        quantize(export_named("text", tmp_path / "low", precision="fp16").artifact.path, scenes, tmp_path / "out")
+        quantize(exported("text", "fp16").path, scenes, tmp_path / "out")
     with pytest.raises(ConfigError, match=r"--parts must be one of all, linears; got 'some'"):
         quantize(copy_of("text", tmp_path), scenes, tmp_path / "out", parts="some")
 

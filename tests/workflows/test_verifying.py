@@ -20,7 +20,7 @@ from difffeat.runtime.sources_options import SourceOptions
 from difffeat.workflows.exporting import ExportOptions, export_dit
 from difffeat.workflows.quickstart_data import write_split
 from difffeat.workflows.verifying import LIMITS, run_verify
-from tests.artifacts import DIT, copy_of, export_named, exported, vae_weights
+from tests.artifacts import DIT, copy_of, exported, vae_weights
 from tests.workflows.test_precision import planted
 
 
@@ -44,7 +44,7 @@ def test_every_kind_of_graph_is_verified_at_every_batch_size(
 ) -> None:
     monkeypatch.setitem(LIMITS, "fp16", 5e-2)  # features of random weights hardly differ between samples, and rounding weighs more
     reference = exported(name)
-    path = copy_of(name, tmp_path) if precision == "fp32" else export_named(name, tmp_path / "low", precision=precision).artifact.path
+    path = copy_of(name, tmp_path, precision)
     result = verify(path, scenes, reference=None if precision == "fp32" else reference.path)
     assert result["passed"]
     assert list(result["batches"]) == ["1", "5"]
@@ -119,7 +119,7 @@ def test_a_frozen_probe_is_scored_on_both(tmp_path: Path, scenes: Path) -> None:
 
 
 def test_low_precision_needs_its_fp32_artifact(tmp_path: Path, scenes: Path) -> None:
-    low = export_named("text", tmp_path / "text-fp16", precision="fp16").artifact.path
+    low = copy_of("text", tmp_path, "fp16")
     with pytest.raises(ConfigError, match=r"there is no fp32 artifact at .*text to hold it against\. .*--reference"):
         verify(low, scenes)
     copy_of("text", tmp_path)
@@ -131,7 +131,7 @@ def test_low_precision_needs_its_fp32_artifact(tmp_path: Path, scenes: Path) -> 
 
 
 def test_another_checkpoint_is_no_reference(tmp_path: Path, scenes: Path) -> None:
-    low = export_named("from-latents", tmp_path / "low", precision="fp16").artifact.path
+    low = copy_of("from-latents", tmp_path, "fp16")
     other = ExportOptions(kind="from-latents", blocks=(0, 2, 3), timesteps=(30.0,), noising="random")
     exact = export_dit(random_dit(DIT, seed=9), vae_weights(), other, tmp_path / "exact", say=lambda _: None).artifact.path
     with pytest.raises(RecipeMismatch, match=r"differs from .* in origin, weights, not in precision alone"):
