@@ -123,6 +123,11 @@ class GraphRecipe:
         return self.noising == "ddim" or self.self_conditioned
 
     @property
+    def takes_text(self) -> bool:
+        """Whether the samples of the graph are captions."""
+        return self.kind in ("text", "text-sweep")
+
+    @property
     def self_conditioned(self) -> bool:
         """Whether a text graph is conditioned on the denoiser's first guess."""
         return bool(self.options.get("self_conditioning"))

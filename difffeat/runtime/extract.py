@@ -14,7 +14,7 @@ from difffeat.errors import ConfigError, Interrupted, OutOfMemory, SourceFormatE
 from difffeat.recipe import GraphRecipe, RunRecipe
 from difffeat.runtime.batch_size import LARGEST, probe_batch_size
 from difffeat.runtime.configuration import Configuration
-from difffeat.runtime.feeding import Feeding, takes_text
+from difffeat.runtime.feeding import Feeding
 from difffeat.runtime.files import Files
 from difffeat.runtime.inversion import Inversion
 from difffeat.runtime.job import Job
@@ -91,7 +91,7 @@ def check_source(recipe: GraphRecipe, source: Source, batch_size: int | None, sh
     """Raises ConfigError and SourceFormatError for what could only fail later."""
     if shard_size < 1 or (batch_size is not None and batch_size < 1):
         raise ConfigError(f"batch size and shard size must be at least 1, got {batch_size} and {shard_size}")
-    if takes_text(recipe):
+    if recipe.takes_text:
         if not source.has_captions:
             raise SourceFormatError(
                 f"{source.name} has no captions, and this is a text graph. Put NAME.txt beside NAME.jpg, or use a manifest with 'caption'."

@@ -91,7 +91,7 @@ class Extractor:
         names = [str(i) for i in range(len(inputs))] if ids is None else list(ids)
         if len(names) != len(inputs):
             raise ConfigError(f"{len(inputs)} inputs but {len(names)} ids")
-        parts = self._text_batches(inputs) if self._engine.recipe.family == "plaid" else self._image_batches(inputs)
+        parts = self._text_batches(inputs) if self._engine.recipe.takes_text else self._image_batches(inputs)
         out = {tap: np.empty((len(names), *shape), np.float32) for tap, shape in tap_shapes(self._engine).items()}
         with quiet_pillow():
             for rows, feeds in parts:

@@ -62,7 +62,7 @@ class Feeding:
             run=run,
             latents_engine=latents_engine,
             cache=None if latent_cache is None else LatentCache(latent_cache, recipe, run),
-            captions=open_captions(recipe, run, tokenizer) if takes_text(recipe) else None,
+            captions=open_captions(recipe, run, tokenizer) if recipe.takes_text else None,
             runs=per_timestep(engine, table),
             invert=invert,
             multiple=multiple,
@@ -92,12 +92,7 @@ class Feeding:
 
 def feeding_options(recipe: GraphRecipe, multiple: int, cache: LatentCache | None) -> dict[str, Any]:
     """How samples are fed, as far as it may show in a feature's bytes."""
-    return ({"length_multiple": multiple} if takes_text(recipe) else {}) | ({} if cache is None else {"latent_cache": cache.fingerprint})
-
-
-def takes_text(recipe: GraphRecipe) -> bool:
-    """Whether the samples of a graph are captions."""
-    return recipe.family == "plaid"
+    return ({"length_multiple": multiple} if recipe.takes_text else {}) | ({} if cache is None else {"latent_cache": cache.fingerprint})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -50,7 +50,7 @@ def fed_batches(
 
     Samples that cannot be read are in nobody's `rows`; the caller sees by that how many they are.
     """
-    captions = open_captions(engine.recipe, run, tokenizer) if engine.recipe.family == "plaid" else None
+    captions = open_captions(engine.recipe, run, tokenizer) if engine.recipe.takes_text else None
     feeder = make_feeder(
         engine,
         batch_size=batch_size,

@@ -16,11 +16,17 @@ def quiet(*_: object, **__: object) -> None:
     """Says nothing."""
 
 
-@pytest.mark.parametrize("model", ["dit-digits", "plaid-digits"])
-def test_the_bundled_backbones_hold_in_every_precision(model: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("model", "precisions"),
+    [
+        ("plaid-digits", ("fp16",)),
+        pytest.param("plaid-digits", ("bf16", "int8"), marks=pytest.mark.slow),
+        pytest.param("dit-digits", ("fp16", "bf16", "int8"), marks=pytest.mark.slow),
+    ],
+)
+def test_the_bundled_backbones_hold_in_every_precision(model: str, precisions: tuple[str, ...], tmp_path: Path) -> None:
     """On few scenes; `difffeat bench precision` prints it on many."""
     file = tmp_path / "precision.json"
-    precisions = ("fp16", "int8") if model == "dit-digits" else ("fp16", "bf16", "int8")
     result = run_precision(train=150, test=120, precisions=precisions, models=(model,), output=file, say=quiet)
     assert set(result["costs"][model]) == set(precisions)
     for precision, cost in result["costs"][model].items():

@@ -46,7 +46,14 @@ def quiet(*_: object, **__: object) -> None:
     """Says nothing."""
 
 
-@pytest.mark.parametrize(("model", "start"), [("dit-digits", "pixels"), ("dit-digits", "latents"), ("plaid-digits", "pixels")])
+@pytest.mark.parametrize(
+    ("model", "start"),
+    [
+        pytest.param("dit-digits", "pixels", marks=pytest.mark.slow),
+        ("dit-digits", "latents"),
+        pytest.param("plaid-digits", "pixels", marks=pytest.mark.slow),
+    ],
+)
 def test_throughput_compares_side_by_side_at_equal_threads(model: str, start: str, tmp_path: Path) -> None:
     said: list[str] = []
     file = tmp_path / "results" / "throughput.json"
@@ -90,8 +97,9 @@ def test_the_matrix_rates_are_those_of_products() -> None:
     assert 1e8 < int8_rate(1, size=256) < 1e14
 
 
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ["image", "text"])
-def test_the_eager_candidates_compute_the_same_features_as_ours(name: str, tmp_path: Path) -> None:
+def test_the_eager_candidates_compute_the_same_features_as_ours(name: str, compiled: bool, tmp_path: Path) -> None:
     if name == "image":
         backbone = Backbone("dit", dit_weights(), vae_weights())
         artifact = export_named(name, tmp_path / "one", blocks=(2,)).artifact
@@ -103,7 +111,7 @@ def test_the_eager_candidates_compute_the_same_features_as_ours(name: str, tmp_p
         feeds["tokens"], feeds["lengths"] = feeds["tokens"][:, :20], np.full(3, 20)
     with open_engine(artifact, "ort", threads=1) as engine:
         ours = engine.run(feeds)["b2"]
-    candidates = eager_candidates(backbone, artifact, feeds, compiled=True) | naive_candidate(backbone, artifact, feeds, tmp_path, 1)
-    assert {HOOK, TRUNCATED, COMPILED} <= set(candidates)
+    candidates = eager_candidates(backbone, artifact, feeds, compiled=compiled) | naive_candidate(backbone, artifact, feeds, tmp_path, 1)
+    assert {HOOK, TRUNCATED} | ({COMPILED} if compiled else set()) <= set(candidates)
     for candidate in candidates.values():
         assert parity(np.asarray(candidate()), ours).within(1e-5)

@@ -15,7 +15,14 @@ from tests.artifacts import OPTIONS, WITH_LATENTS, copy_of, exported, feeds
 
 GRAPHS = [(name, "model") for name in OPTIONS] + [(name, "latents") for name in WITH_LATENTS]
 RUNNABLE = ("ort", "torch")
-TEXT = [name for name in OPTIONS if name.startswith("text")]
+
+
+def exports_denoiser(name: str) -> bool:
+    """Whether its samples are noised outside of the graph, which then takes latents in place of tokens."""
+    return OPTIONS[name]["noising"] == "ddim" or bool(OPTIONS[name].get("self_conditioning"))
+
+
+TEXT = [name for name in OPTIONS if name.startswith("text") and not exports_denoiser(name)]
 
 
 def opened(name: str, engine: str = "ort", graph: str = "model", **options: Any) -> Engine:

@@ -75,7 +75,7 @@ def test_several_taps_are_a_folder_each_and_further_axes_are_flattened(store: St
 
 
 def test_text_features_are_called_text(tmp_path: Path) -> None:
-    text = make_store(tmp_path / "text", {"b1/t30": FEATURES["b2/t0.05"]}, family="plaid", kind="text")
+    text = make_store(tmp_path / "text", {"b1/t30": FEATURES["b2/t0.05"]}, family="plaid")
     convert(text.path, tmp_path / "out", "npy")
     assert len(read_npy(tmp_path / "out", "text_emb")[0]) == 11
 

@@ -50,7 +50,11 @@ def parity(artifact: Artifact) -> dict[str, Any]:
     return json.loads((artifact.path / "parity.json").read_text())
 
 
-@pytest.mark.parametrize("name", [name for name in OPTIONS if name not in ("image", "sweep", "text", "text-sweep")])
+OTHERS = ("latents", "from-latents", "sweep-ddim", "text-sweep-ddim")
+"""Beside the four above: of every shell that a graph can have, one."""
+
+
+@pytest.mark.parametrize("name", [n if n in OTHERS else pytest.param(n, marks=pytest.mark.slow) for n in OPTIONS])
 def test_every_kind_of_graph_has_an_fp16_form(name: str) -> None:
     assert 0 < max(tap["relative_l2"] for tap in parity(exported(name, "fp16"))["taps"].values()) < 5e-3
 
