@@ -98,7 +98,7 @@ def test_the_matrix_rates_are_those_of_products() -> None:
 
 
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", ["image", "text"])
+@pytest.mark.parametrize("name", [pytest.param("image", marks=pytest.mark.slow), "text"])
 def test_the_eager_candidates_compute_the_same_features_as_ours(name: str, compiled: bool, tmp_path: Path) -> None:
     if name == "image":
         backbone = Backbone("dit", dit_weights(), vae_weights())

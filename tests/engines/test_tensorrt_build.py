@@ -42,7 +42,7 @@ def test_the_small_graphs_compile_without_a_gpu(name: str, precision: str, tmp_p
     assert plan.sidecar["precision"] == precision
 
 
-@pytest.mark.parametrize("name", ["sweep-ddim", "text-sweep-ddim"])
+@pytest.mark.parametrize("name", [pytest.param("sweep-ddim", marks=pytest.mark.slow), "text-sweep-ddim"])
 @pytest.mark.parametrize("graph", ["model", "denoiser"])
 def test_the_denoisers_and_what_they_feed_compile_in_fp16(name: str, graph: str, tmp_path: Path) -> None:
     rtx()

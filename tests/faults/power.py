@@ -34,6 +34,7 @@ def campaign(size: Size, work: Path) -> Iterator[Outcome]:
 def cut_everywhere(scenario: Scenario, states: int, second_states: int, found: Outcome, journal: type[Journal] = Journal, every: int = 1) -> None:
     """Each state after each operation of a run (or every second, third, ... one)."""
     scenario.reset()
+    disk = Disk()
     for number, disk in enumerate(_disks(_record(scenario, journal), scenario.start)):
         if number % every:
             continue
@@ -42,6 +43,16 @@ def cut_everywhere(scenario: Scenario, states: int, second_states: int, found: O
             _cut(scenario, disk, f"cut after operation {number}, state {state}", rng, found)
             for second in range(second_states if state in (1, 2) else 0):
                 _cut_again(scenario, disk, number, state, second, found)
+    _expect_kept(scenario, disk, found)
+
+
+def _expect_kept(scenario: Scenario, disk: Disk, found: Outcome) -> None:
+    """When a run has said that it is finished, a power cut must not lose any of it."""
+    _lay(scenario, disk, None)
+    kept = set(_receipted(scenario, disk))
+    for name in scenario.expected:
+        if name.startswith("receipts/"):
+            found.expect(name in kept, f"cut after the run had finished: {name} is lost")
 
 
 def _record(scenario: Scenario, kind: type[Journal] = Journal) -> list[tuple[Any, ...]]:

@@ -215,6 +215,7 @@ def test_the_summary_lies_in_the_store_and_is_part_of_no_digest(source: Path, tm
     assert json.loads((out / "summary.json").read_text()) == data
 
 
+@pytest.mark.slow
 def test_memory_stays_flat_over_ten_thousand_batches(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(encoded(0, "BMP"))

@@ -105,6 +105,7 @@ def test_a_promoted_graph_is_the_same_in_both_engines(tmp_path: Path) -> None:
         assert compare(eager.run(given)["b3"], ort.run(given)["b3"]).within(5e-3)
 
 
+@pytest.mark.slow
 def test_the_bundled_backbones_hold_in_fp16_on_standardised_features(tmp_path: Path) -> None:
     from difffeat.workflows.loading import load_backbone
     from difffeat.workflows.scenes import scene

@@ -81,6 +81,7 @@ def test_the_numbers_are_kept_with_their_regret(finished: Finished) -> None:
     assert stored["exhaustive"]["pairs"] == 9 * 2 * 2 * 2
 
 
+@pytest.mark.slow
 def test_run_again_it_computes_no_feature_twice(finished: Finished) -> None:
     result, out, _ = finished
     before = {path: path.stat().st_mtime_ns for path in out.glob("features/*/shards/*")}

@@ -55,19 +55,27 @@ def test_every_kind_of_graph_is_verified_at_every_batch_size(
     assert json.loads((path / "verify.json").read_text())["passed"] is True
 
 
-@pytest.fixture
-def overflowing(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def exports_of_an_overflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """fp32 and fp16 artifacts of a DiT whose second block overflows in fp16, the low one with the promotion at export switched off."""
     from difffeat.workflows import exporting
 
+    folder = tmp_path_factory.mktemp("overflow")
     option = ExportOptions(kind="image", blocks=(1, 3), timesteps=(30.0,), noising="random")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(exporting, "promote", lambda recipe, *_: recipe)
-        export_dit(planted(2, 1e5), vae_weights(), option, tmp_path / "dit", say=lambda _: None)
+        export_dit(planted(2, 1e5), vae_weights(), option, folder / "dit", say=lambda _: None)
         low = ExportOptions(**{**vars(option), "precision": "fp16"})
         with pytest.raises(ParityError):
-            export_dit(planted(2, 1e5), vae_weights(), low, tmp_path / "dit-fp16", say=lambda _: None)
-    return Path(shutil.move(tmp_path / "dit-fp16.failed", tmp_path / "dit-fp16"))
+            export_dit(planted(2, 1e5), vae_weights(), low, folder / "dit-fp16", say=lambda _: None)
+    shutil.move(folder / "dit-fp16.failed", folder / "dit-fp16")
+    return folder
+
+
+@pytest.fixture
+def overflowing(exports_of_an_overflow: Path, tmp_path: Path) -> Path:
+    """The low one in a copy of its own, the fp32 one beside it."""
+    return Path(shutil.copytree(exports_of_an_overflow, tmp_path / "copy")) / "dit-fp16"
 
 
 def test_a_planted_overflow_is_found_named_promoted_and_passes(overflowing: Path, scenes: Path) -> None:
