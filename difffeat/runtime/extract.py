@@ -59,11 +59,11 @@ def extract(
     """Extract every sample of a source into the store `out`; begun before, it goes on where it was.
 
     **Arguments:** `engine` open; `run` seed, draws, preprocessing, captions, stored type; `latents_engine` the artifact's VAE graph, `latent_cache`
-    a store of latents in its place; `table` of a sweep graph; `tokenizer` of a text graph; `invert` where samples go through the
-    denoiser first; `batch_size` and `shard_size` are part of the store's
-    identity, `num_workers` is not; None for either is our choice, for the batch size the store's own or what a short run of doubling sizes up to
-    `largest_batch` finds; `mode` whether to add the samples that the store lacks, or to retry those in quarantine; `rebatch` lets a store go on with
-    another batch size; `origin` where artifact and source lie, kept beside the manifest of a new store.
+    a store of latents in its place; `table` of a sweep graph; `tokenizer` of a text graph; `invert` where samples go through the denoiser first;
+    `batch_size` and `shard_size` are part of the store's identity, `num_workers` is not; None for either is our choice, for the batch size the
+    store's own or what a short run of doubling sizes up to `largest_batch` finds; `mode` whether to add the samples that the store lacks, or to retry
+    those in quarantine; `rebatch` lets a store go on with another batch size; `origin` where artifact and source lie, kept beside the manifest of a
+    new store.
 
     Raises SourceFormatError (a modality is missing), StoreMismatch, StoreLocked, StoreWriteError, TooManyBadSamples, NonFiniteFeature, EngineError,
     OutOfMemory (resumable), Interrupted.

@@ -78,13 +78,13 @@ class _Shard:
 
 @dataclass
 class _Work:
-    """A batch: what it is fed, then, in the last stage, the sum of the draws of one timestep."""
+    """A batch: what was prepared of it, what that is for the engine (`clean`), and in the last stage the sum of the draws of one timestep."""
 
     shard: _Shard
     batch: Batch
     prepared: Prepared
     left: int
-    encoded: bool = False
+    clean: dict[str, np.ndarray] | None = None
     total: dict[str, np.ndarray] = field(default_factory=dict)
 
 
@@ -194,18 +194,14 @@ class Job:
             noise = {} if run.noise is None else {"noise": run.noise.result()}
             waited = time.perf_counter()
             self._clock.waited("engine", waited - since)
-            self._encode(work)
-            under_way.append((work, run, self._engine.submit({**self._feeding.at(run.t, work.prepared.feeds), **run.parameters, **noise})))
+            if work.clean is None:  # beside `prepared`, out of which later runs' noise is being made meanwhile
+                work.clean = self._feeder.encode(work.prepared.feeds)
+            under_way.append((work, run, self._engine.submit({**self._feeding.at(run.t, work.clean), **run.parameters, **noise})))
             self._clock.worked("engine", time.perf_counter() - waited)
             while len(under_way) >= self._engine.depth:
                 self._collect(under_way, out)
         while under_way:
             self._collect(under_way, out)
-
-    def _encode(self, work: _Work) -> None:
-        """Once for a batch: what the engine takes out of what was decoded (latents out of pixels)."""
-        if not work.encoded:
-            work.prepared.feeds, work.encoded = self._feeder.encode(work.prepared.feeds), True
 
     def _collect(self, under_way: deque[tuple[_Work, _Run, Pending]], out: Channel[_Finished]) -> None:
         since = time.perf_counter()

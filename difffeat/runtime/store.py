@@ -101,7 +101,7 @@ class Store:
     def __getitem__(self, tap: str) -> Features:
         if tap not in self._manifest.taps:
             raise ConfigError(f"{self.path} has no tap {tap!r}; it has {', '.join(self.taps)}")
-        return Features([self._shard(shard)[tap] for shard in range(len(self._receipts)) if self._receipts[shard] is not None])
+        return Features([self._rows(shard, tap, self._manifest.taps[tap], self._manifest.dtype) for shard in range(len(self._receipts))])
 
     @property
     def taps(self) -> tuple[str, ...]:
@@ -156,7 +156,7 @@ class Store:
 
     @property
     def valid(self) -> np.ndarray:
-        """Bool [n]; false where a sample went to quarantine (its features are zero)."""
+        """Bool [n]; false where a sample went to quarantine or, in an unfinished store, its shard is not there yet (its features are zero)."""
         return self._valid
 
     @cached_property
@@ -171,7 +171,7 @@ class Store:
 
     @cached_property
     def _valid(self) -> np.ndarray:
-        return np.asarray(Features([self._shard(shard)["valid"] for shard in range(len(self._receipts)) if self._receipts[shard] is not None]))
+        return np.asarray(Features([self._rows(shard, "valid", (), "bool") for shard in range(len(self._receipts))]))
 
     @property
     def quarantined(self) -> list[dict[str, Any]]:
@@ -193,6 +193,12 @@ class Store:
     @cached_property
     def _samples(self) -> dict[str, list[Any]]:
         return read_samples(self.path, self._manifest, self._receipts)
+
+    def _rows(self, shard: int, name: str, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+        """An array of a shard; zeros that take no memory where the shard is not there yet, so that every row keeps its number."""
+        if self._receipts[shard] is None:
+            return np.broadcast_to(np.zeros((), dtype), (self._manifest.shards[shard], *shape))
+        return self._shard(shard)[name]
 
     def _shard(self, shard: int) -> dict[str, np.ndarray]:
         receipt = self._receipts[shard]

@@ -136,7 +136,10 @@ def test_no_store_and_an_unfinished_one_are_told(tmp_path: Path) -> None:
         Store.open(tmp_path / "part")
     partial = Store.open(tmp_path / "part", partial=True)
     assert partial.finished_shards == 2
-    assert len(partial["b1/t30"]) == 8
+    assert np.flatnonzero(~partial.valid).tolist() == [5, 8, 9, 10]
+    assert len(partial["b1/t30"]) == 11
+    np.testing.assert_array_equal(partial["b1/t30"][:8], WHOLE["b1/t30"][:8])
+    assert not partial["b1/t30"][8:].any()
 
 
 def edit(path: Path, change: Callable[[Any], Any]) -> None:
