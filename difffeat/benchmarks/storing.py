@@ -105,7 +105,7 @@ def _write_raw(path: Path, block: np.ndarray, rows: int) -> None:
     with path.open("wb", buffering=0) as file:
         while left:
             count = min(left, len(block))
-            view = memoryview(block[:count]).cast("B")
+            view = block[:count].data.cast("B")
             for start in range(0, len(view), CHUNK):
                 file.write(view[start : start + CHUNK])
             left -= count

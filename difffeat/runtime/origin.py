@@ -5,6 +5,7 @@ The manifest decides what a store's bytes are; `origin.json` only adds what it c
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -17,6 +18,7 @@ from difffeat.runtime.manifest import Manifest, read_json
 
 FORMAT = "difffeat-origin/1"
 ORIGIN = "origin.json"
+_PASSWORD = re.compile(r"(://[^/?#@:]*:)[^/?#@]+@")
 
 
 @dataclass(frozen=True)
@@ -34,12 +36,17 @@ class Origin:
     def of(cls, artifact: str, source: str, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> Origin:
         """Out of options by their Python names; those that have their default are left out."""
         chosen = {name: value for name, value in given.items() if name not in defaults or value != defaults[name]}
-        plain = {name.replace("_", "-"): str(value) if isinstance(value, Path) else value for name, value in chosen.items()}
-        return cls(artifact, source, plain)
+        plain = {name.replace("_", "-"): without_password(str(value)) if isinstance(value, (Path, str)) else value for name, value in chosen.items()}
+        return cls(artifact, without_password(source), plain)
 
     def write(self, store: Path, files: Files) -> None:
         """Beside the manifest, by the commit protocol."""
         files.commit_json(store / ORIGIN, {"format": FORMAT, **asdict(self)})
+
+
+def without_password(place: str) -> str:
+    """A place as it may be written down: passwords of its URLs are `PASSWORD`, since a store is passed on and backed up."""
+    return _PASSWORD.sub(r"\1PASSWORD@", place)
 
 
 def read_origin(store: Path) -> Origin | None:

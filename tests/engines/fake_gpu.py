@@ -10,6 +10,7 @@ import ctypes
 import sys
 from collections.abc import Callable
 from enum import IntEnum
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -140,84 +141,91 @@ class TensorRt(ModuleType):
     __version__ = "11.0.0"
     NetworkDefinitionCreationFlag = BuilderFlag = MemoryPoolType = Flag
 
+    class ILogger:
+        class Severity(IntEnum):
+            INTERNAL_ERROR, ERROR, WARNING = 0, 1, 2
+
+    class IProgressMonitor:
+        pass
+
     def __init__(self, cuda: Runtime) -> None:
         super().__init__("tensorrt")
-        module, self.contexts, self.built, self.timings = self, 10, 0, list[bytes]()
+        self.cuda, self.contexts, self.built, self.timings = cuda, 10, 0, list[bytes]()
+        self.Builder, self.Runtime, self.OnnxParser = partial(Builder, self), partial(PlanReader, self), OnnxParser
 
-        class ILogger:
-            class Severity(IntEnum):
-                INTERNAL_ERROR, ERROR, WARNING = 0, 1, 2
 
-        class IProgressMonitor:
-            pass
+class Builder:
+    def __init__(self, module: TensorRt, log: Any) -> None:
+        self.module, self.log = module, log
 
-        class Builder:
-            def __init__(self, log: Any) -> None:
-                self.log = log
+    def create_network(self, flags: int) -> dict[str, Any]:
+        return {}
 
-            def create_network(self, flags: int) -> dict[str, Any]:
-                return {}
+    def create_builder_config(self) -> Config:
+        return Config(self.module)
 
-            def create_builder_config(self) -> Config:
-                return Config()
+    def create_optimization_profile(self) -> Profile:
+        return Profile()
 
-            def create_optimization_profile(self) -> Profile:
-                return Profile()
+    def build_serialized_network(self, network: dict[str, Any], config: Config) -> bytes:
+        self.module.built += 1
+        config.progress_monitor.phase_start("Build", None, 2)
+        for step in range(2):
+            config.progress_monitor.step_complete("Build", step)
+        config.progress_monitor.phase_finish("Build")
+        return network["path"].encode()
 
-            def build_serialized_network(self, network: dict[str, Any], config: Config) -> bytes:
-                module.built += 1
-                config.progress_monitor.phase_start("Build", None, 2)
-                for step in range(2):
-                    config.progress_monitor.step_complete("Build", step)
-                config.progress_monitor.phase_finish("Build")
-                return network["path"].encode()
 
-        class Config:
-            progress_monitor: Any
+class Config:
+    progress_monitor: Any
 
-            def clear_flag(self, flag: Any) -> None: ...
+    def __init__(self, module: TensorRt) -> None:
+        self.module = module
 
-            def set_memory_pool_limit(self, pool: Any, size: int) -> None: ...
+    def clear_flag(self, flag: Any) -> None: ...
 
-            def add_optimization_profile(self, profile: Any) -> None: ...
+    def set_memory_pool_limit(self, pool: Any, size: int) -> None: ...
 
-            def create_timing_cache(self, content: bytes) -> Timings:
-                return Timings(content)
+    def add_optimization_profile(self, profile: Any) -> None: ...
 
-            def set_timing_cache(self, cache: Timings, ignore_mismatch: bool) -> None:
-                module.timings.append(cache.content)
-                self.cache = cache
+    def create_timing_cache(self, content: bytes) -> Timings:
+        return Timings(content)
 
-            def get_timing_cache(self) -> Timings:
-                return self.cache
+    def set_timing_cache(self, cache: Timings, ignore_mismatch: bool) -> None:
+        self.module.timings.append(cache.content)
+        self.cache = cache
 
-        class Timings:
-            def __init__(self, content: bytes) -> None:
-                self.content = content
+    def get_timing_cache(self) -> Timings:
+        return self.cache
 
-            def serialize(self) -> bytes:
-                return self.content + b"measured "
 
-        class Profile:
-            def set_shape(self, name: str, *shapes: Any) -> None: ...
+class Timings:
+    def __init__(self, content: bytes) -> None:
+        self.content = content
 
-        class OnnxParser:
-            def __init__(self, network: dict[str, Any], log: Any) -> None:
-                self.network = network
+    def serialize(self) -> bytes:
+        return self.content + b"measured "
 
-            def parse_from_file(self, path: str) -> bool:
-                self.network["path"] = path
-                return True
 
-        class Runtime_:
-            def __init__(self, log: Any) -> None:
-                self.log = log
+class Profile:
+    def set_shape(self, name: str, *shapes: Any) -> None: ...
 
-            def deserialize_cuda_engine(self, content: bytes) -> Any:
-                return Engine_(module, cuda, bytes(content).decode())
 
-        self.ILogger, self.IProgressMonitor, self.Builder = ILogger, IProgressMonitor, Builder
-        self.OnnxParser, self.Runtime = OnnxParser, Runtime_
+class OnnxParser:
+    def __init__(self, network: dict[str, Any], log: Any) -> None:
+        self.network = network
+
+    def parse_from_file(self, path: str) -> bool:
+        self.network["path"] = path
+        return True
+
+
+class PlanReader:
+    def __init__(self, module: TensorRt, log: Any) -> None:
+        self.module, self.log = module, log
+
+    def deserialize_cuda_engine(self, content: bytes) -> Any:
+        return Engine_(self.module, self.module.cuda, bytes(content).decode())
 
 
 class Engine_:

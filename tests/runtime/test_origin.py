@@ -41,6 +41,21 @@ def test_a_store_made_from_python_has_none(tmp_path: Path) -> None:
     assert not (store / ORIGIN).exists()
 
 
+@pytest.mark.parametrize(
+    "given, kept",
+    [
+        ("s3://bucket/photos", "s3://bucket/photos"),
+        ("https://ann:s3cret@host.example/photos.csv", "https://ann:PASSWORD@host.example/photos.csv"),
+        ("simplecache::ftp://:s3cret@host:21/a/{0..9}.tar", "simplecache::ftp://:PASSWORD@host:21/a/{0..9}.tar"),
+        ("https://host.example:8080/a@b:c@d", "https://host.example:8080/a@b:c@d"),
+        ("photos:a@b/c", "photos:a@b/c"),
+    ],
+)
+def test_passwords_of_urls_are_not_written_down(given: str, kept: str) -> None:
+    origin = Origin.of("artifact", given, {"images": given}, {})
+    assert (origin.source, origin.options["images"]) == (kept, kept)
+
+
 def test_the_origin_is_in_no_digest_and_a_resume_keeps_the_first(tmp_path: Path) -> None:
     store, bare = begun(tmp_path / "store", GIVEN), begun(tmp_path / "bare", None)
     assert tree(store)[MANIFEST_FILE] == tree(bare)[MANIFEST_FILE]

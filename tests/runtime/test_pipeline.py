@@ -128,12 +128,17 @@ def test_after_the_first_channel_is_abandoned_the_rest_drains() -> None:
 def test_draining_ends_even_where_a_stage_was_never_started() -> None:
     first: Channel[int] = Channel(1)
     last: Channel[int] = Channel(1)
+    ended = threading.Event()
 
     def produce() -> None:
-        for n in count():
-            first.put(n)
+        try:
+            for n in count():
+                first.put(n)
+        finally:
+            ended.set()
 
     stages = Stages()
     stages.start("first", produce, outbound=first)
     first.abandon()
     stages.drain(last, None)
+    assert ended.is_set()

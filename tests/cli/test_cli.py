@@ -71,6 +71,7 @@ VERBS = (
     "verify",
     "doctor",
     "extract",
+    "plan",
     "probe",
     "fuse",
     "search",
@@ -79,6 +80,9 @@ VERBS = (
     "bench throughput",
     "bench grid",
     "bench text",
+    "bench extract",
+    "bench store",
+    "bench precision",
     "store convert",
     "store diff",
     "store info",
@@ -98,6 +102,16 @@ def test_the_version_is_the_packages(run: Run) -> None:
     from difffeat import __version__
 
     assert run("--version").out.strip() == __version__
+
+
+def test_a_stop_at_any_moment_is_resumable(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("difffeat.workflows.building.run_doctor", stopped)
+    result = run("doctor")
+    assert result.code == 4
+    assert result.err == "difffeat: Interrupted: stopped. What was finished is kept; run the same command again to go on.\n"
 
 
 def test_exporting_the_published_dit_offline_says_how_to_pass_files(run: Run) -> None:

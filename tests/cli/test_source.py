@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from difffeat.cli import command
-from difffeat.cli_source import OPTIONS
+from difffeat.cli.source import OPTIONS
 from difffeat.runtime.sources_options import SourceOptions
 from difffeat.runtime.store import Store
 from tests.artifacts import exported

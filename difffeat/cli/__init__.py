@@ -1,0 +1,47 @@
+"""The command line: parses, calls one function per verb, prints. No logic lives here.
+
+Every option can also be set as an environment variable DIFFFEAT_<OPTION>, or in a TOML file given by --config (tables named after the verbs).
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from typing import Any
+
+import typer
+
+from difffeat.cli.printing import tell
+from difffeat.cli.verbs import app
+from difffeat.errors import DifffeatError
+
+
+def command() -> Any:
+    """The click command, each option also settable as DIFFFEAT_<OPTION>."""
+    built = typer.main.get_command(app)
+    pending: list[Any] = [built]
+    while pending:
+        current = pending.pop()
+        pending.extend(getattr(current, "commands", {}).values())
+        for parameter in current.params:
+            if parameter.param_type_name == "option" and parameter.envvar is None:
+                name = max(parameter.opts, key=len).lstrip("-").replace("-", "_").upper()
+                parameter.envvar = f"DIFFFEAT_{name}"
+    return built
+
+
+def stops_like_ctrl_c() -> None:
+    """A scheduler's stop is handled like Ctrl-C: finished shards are kept."""
+    for number in (signal.SIGTERM, *((signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ())):
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)
+
+
+def main() -> None:
+    """Entry point: errors of ours end with their message and exit code, never with a traceback."""
+    stops_like_ctrl_c()
+    try:
+        command()(standalone_mode=True)
+    except DifffeatError as error:
+        tell(f"difffeat: {type(error).__name__}: {error}\n")
+        sys.exit(error.exit_code)

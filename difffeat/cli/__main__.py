@@ -1,0 +1,5 @@
+"""`python -m difffeat.cli`."""
+
+from difffeat.cli import main
+
+main()

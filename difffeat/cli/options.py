@@ -1,0 +1,20 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+EngineName = Annotated[str, typer.Option(help="ort, torch, trt (TensorRT) or rtx (TensorRT-RTX).")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:<n>; default: cpu, for trt and rtx cuda.")]
+Threads = Annotated[int | None, typer.Option(help="Threads of the engine; default: the runtime's choice.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+Preprocess = Annotated[str, typer.Option(help="center (crop) or squash (keeps what lies at the edges).")]
+CaptionProtocol = Annotated[str, typer.Option(help="joined (all captions of a sample) or first.")]
+BatchSize = Annotated[str, typer.Option(help="Samples in a batch, part of the store's identity; auto: the fastest that fits, found by a short run.")]
+ShardSize = Annotated[int, typer.Option(help="Rows in a shard.")]
+NumWorkers = Annotated[str, typer.Option(help="Threads that decode; auto: every core for a GPU, half of them where the engine uses them too.")]
+Output = Annotated[Path | None, typer.Option("-o", "--output", help="Where to write.")]
