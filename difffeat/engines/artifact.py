@@ -157,13 +157,14 @@ def read_initializers(path: Path) -> dict[str, np.ndarray]:
     model = load_proto(path)
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     try:
-        weights = {tensor.name: _values(tensor, path) for tensor in model.graph.initializer}
+        weights = {tensor.name: initializer_values(tensor, path) for tensor in model.graph.initializer}
         return weights | {alias: weights[name] for alias, name in json.loads(metadata.get(ALIASES_KEY, "{}")).items()}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ForeignGraph(f"{path}: its weights cannot be read ({type(error).__name__}: {error}). Export it again.") from None
 
 
-def _values(tensor: Any, path: Path) -> np.ndarray:
+def initializer_values(tensor: Any, path: Path) -> np.ndarray:
+    """One weight of a graph, memory-mapped and read-only where it lies outside the graph."""
     onnx = import_onnx()
     if tensor.data_location != onnx.TensorProto.EXTERNAL:
         return onnx.numpy_helper.to_array(tensor)

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from difffeat.engines import winograd
 from difffeat.engines.artifact import Artifact, load_proto, read_specs
 from difffeat.engines.base import EngineOptions, Submitting, check_feeds
 from difffeat.errors import ConfigError, EngineError, MissingExtra, OutOfMemory, ProviderMissing
@@ -36,8 +37,9 @@ class OrtEngine(Submitting):
         runtime = import_onnxruntime()
         self.recipe, self.precision = artifact.recipe, artifact.recipe.precision
         self.digest = artifact.digest
-        self.inputs, self.outputs = read_specs(load_proto(graph))
-        provider, settings = provider_for(device, options or EngineOptions())
+        options, model = options or EngineOptions(), load_proto(graph)
+        self.inputs, self.outputs = read_specs(model)
+        provider, settings = provider_for(device, options)
         available = runtime.get_available_providers()
         if provider not in available:
             raise ProviderMissing(
@@ -45,19 +47,30 @@ class OrtEngine(Submitting):
                 "Install difffeat[gpu] in place of difffeat[cpu], or pass --device cpu."
             )
         self._runtime = runtime
-        self._session = self._open(graph, provider, settings, threads)
+        filters = winograd.rewrite(model, graph) if options.winograd and provider == _PROVIDERS["cpu"] else {}
+        self._rewritten = bool(filters)
+        self._session = self._open(graph, provider, settings, threads, (model, filters) if filters else None)
         self.device = self._true_device(provider, settings)
         if self.device != "cpu":
             self.overlap()
 
-    def _open(self, graph: Path, provider: str, options: dict[str, str], threads: int | None) -> Any:
+    def _open(
+        self, graph: Path, provider: str, options: dict[str, str], threads: int | None, rewritten: tuple[Any, dict[str, np.ndarray]] | None
+    ) -> Any:
+        """A session of the file, or of what it was rewritten to: that model and the weights that are not in the file."""
         settings = self._runtime.SessionOptions()
         settings.log_severity_level = 3
         behind = [(_PROVIDERS["cuda"], {**options, "use_tf32": "0"})] if provider == _TENSORRT else []
         if threads is not None:
             settings.intra_op_num_threads = threads
+        source: str | bytes = str(graph)
+        if rewritten is not None:
+            model, weights = rewritten
+            source = model.SerializeToString()
+            settings.add_external_initializers(list(weights), [self._runtime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()])
+            settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(graph.parent))
         try:
-            session = self._runtime.InferenceSession(str(graph), settings, providers=[(provider, options), *behind])
+            session = self._runtime.InferenceSession(source, settings, providers=[(provider, options), *behind])
         except Exception as error:  # the runtime's exception classes share no base
             raise _translated(error, f"ONNX Runtime cannot open {graph}") from error
         session.disable_fallback()
@@ -87,10 +100,20 @@ class OrtEngine(Submitting):
         check_feeds(self.inputs, feeds)
         names = list(self.outputs)
         try:
-            results = self._session.run(names, dict(feeds)) if self.device == "cpu" else self._run_bound(feeds, names)
+            results = self._run_bound(feeds, names) if self.device != "cpu" else self._run_pieces(feeds, names)
         except Exception as error:  # the runtime's exception classes share no base
             raise _translated(error, "ONNX Runtime failed") from error
         return {name: np.asarray(result, np.float32) for name, result in zip(names, results, strict=True)}
+
+    def _run_pieces(self, feeds: Mapping[str, np.ndarray], names: list[str]) -> list[np.ndarray]:
+        """The batch at once, or `winograd.PIECE` samples at a time where transformed tiles of a whole batch would fall out of every cache."""
+        assert self._session is not None
+        batched = [name for name, spec in self.inputs.items() if spec.shape and spec.shape[0] == "batch"]
+        size = len(feeds[batched[0]]) if batched else 1
+        step = winograd.PIECE if self._rewritten else size
+        pieces = [{**feeds, **{name: feeds[name][start : start + step] for name in batched}} for start in range(0, size, step)]
+        found = [self._session.run(names, piece) for piece in pieces]
+        return [np.concatenate(arrays) for arrays in zip(*found, strict=True)] if len(found) > 1 else found[0]
 
     def _run_bound(self, feeds: Mapping[str, np.ndarray], names: list[str]) -> list[np.ndarray]:
         """Inputs uploaded once and outputs kept on the device until all are there: no copy for each operator's sake."""
