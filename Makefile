@@ -22,7 +22,7 @@ quickstart: setup
 	$(BIN)/difffeat quickstart --output quickstart-out
 
 test: setup
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 faults: setup
 	$(BIN)/python -m tests.faults
