@@ -25,10 +25,10 @@ POOLINGS = ("mean", "max", "grid", "tokens")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
 
-def canonical_json(value: Any) -> str:
-    """`value` as JSON text that is the same for equal values: sorted keys, no spaces, no NaN."""
+def canonical_json(value: Any, between: str = ",") -> str:
+    """`value` as JSON text that is the same for equal values: sorted keys, no spaces, no NaN; `between` items."""
     try:
-        return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+        return json.dumps(value, sort_keys=True, separators=(between, ":"), ensure_ascii=True, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"this cannot be part of a recipe: {error}") from error
 
