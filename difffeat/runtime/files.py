@@ -12,17 +12,20 @@ import json
 import os
 import secrets
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from difffeat.errors import StoreLocked
 
 TEMPORARY = ".tmp"
 LOCK = "lock"
 _ATTEMPTS = 8
+_HASH_BESIDE = 4 << 20
+"""Bytes from which on a thread for the hash is worth starting."""
 
 
 @dataclass(frozen=True)
@@ -114,10 +117,11 @@ class Files:
         descriptor = self.create(temporary)
         try:
             self.allocate(descriptor, size)
-            for chunk in chunks:
-                self.write(descriptor, chunk)
-                digest.update(chunk)
-                count += memoryview(chunk).nbytes
+            with _hashing(digest, beside=size >= _HASH_BESIDE) as update:
+                for chunk in chunks:
+                    update(chunk)
+                    self.write(descriptor, chunk)
+                    count += memoryview(chunk).nbytes
             self.sync(descriptor)
         finally:
             os.close(descriptor)
@@ -129,6 +133,19 @@ class Files:
         """`commit` of a JSON document (sorted keys, indented)."""
         text = (json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
         return self.commit(path, [text], len(text))
+
+
+@contextlib.contextmanager
+def _hashing(digest: Any, *, beside: bool) -> Iterator[Callable[[bytes | memoryview], object]]:
+    """`digest.update`; `beside` in a thread of its own, since a disk and a core can work at once. At the end all that was given has been hashed."""
+    if not beside:
+        yield digest.update
+        return
+    with ThreadPoolExecutor(1, "hash") as thread:
+        under_way: list[Future[None]] = []
+        yield lambda chunk: under_way.append(thread.submit(digest.update, chunk))
+        for future in under_way:
+            future.result()
 
 
 class _Unsupported(OSError):

@@ -36,6 +36,14 @@ def test_a_commit_says_what_lies_on_the_disk(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
+def test_a_large_commit_is_hashed_beside_writing_and_says_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chunks = [bytes([number]) * (number * 1000) for number in range(5)]
+    plain = Files().commit(tmp_path / "plain", chunks, 10_000)
+    monkeypatch.setattr("difffeat.runtime.files._HASH_BESIDE", 10_000)
+    assert Files().commit(tmp_path / "beside", chunks, 10_000) == plain
+    assert plain.sha256 == hashlib.sha256((tmp_path / "beside").read_bytes()).hexdigest()
+
+
 def test_a_commit_that_fails_anywhere_leaves_the_old_file_or_the_new_one(tmp_path: Path) -> None:
     path = tmp_path / "a"
     counted = CountedFiles(lambda *_: None)
