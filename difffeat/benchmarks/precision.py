@@ -24,7 +24,7 @@ from difffeat.workflows.exporting import ExportOptions, export_dit, export_plaid
 from difffeat.workflows.loading import load_backbone
 from difffeat.workflows.quantizing import run_quantize
 from difffeat.workflows.quickstart_data import write_split
-from difffeat.workflows.verifying import choose_judge, features_of
+from difffeat.workflows.verifying import MARGINS, choose_judge, features_of, promote_failing
 
 IMAGE_TIMESTEPS, TEXT_TIMESTEPS = (0.0, 10.0, 30.0, 50.0, 100.0, 200.0), (0.0, 0.1, 0.3)
 """Those of the quickstart's grid."""
@@ -32,6 +32,8 @@ PRECISIONS = ("fp16", "bf16", "int8")
 LIMIT_L2 = {"fp16": 1e-2, "bf16": 1e-2}
 LIMIT_MAP = {"fp16": 0.2, "bf16": 0.2, "int8": 0.5}
 BATCH = 32
+MARGIN = MARGINS[1]
+"""Taps must hold on other scenes than those that blocks are judged on."""
 
 Say = Callable[..., None]
 Features = Mapping[str, np.ndarray]
@@ -63,7 +65,8 @@ def run_precision(
 ) -> dict[str, Any]:
     """Export the bundled backbones in every precision and hold features and probes against fp32; arguments as the command's options.
 
-    Probes (ridge) are trained on fp32 features of `train` scenes at each tap and frozen; both forms are scored on the same `test` scenes.
+    Parts that fail on training scenes are promoted as `difffeat verify --promote` does, and int8 is calibrated on them. Probes (ridge) are
+    trained on fp32 features of `train` scenes at each tap and frozen; both forms are scored on the same `test` scenes.
     """
     costs: dict[str, dict[str, Cost]] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -99,12 +102,13 @@ def _model(model: str, folder: Path, splits: Mapping[str, Path], precisions: tup
         say(f"{model}: {precision}")
         if precision == "int8":
             made = run_quantize(
-                exact.path, str(splits["train"]), output=folder / "int8", samples=64, parts="all", run=RunRecipe(), source_options=SourceOptions(),
-                threads=None, overwrite=False, say=say,
+                exact.path, str(splits["train"]), output=folder / "int8", samples=64, parts="linears", run=RunRecipe(),
+                source_options=SourceOptions(), threads=None, overwrite=False, say=say,
             )  # fmt: skip
             low = Artifact.open(made["artifact"])
         else:
             low = _export(model, folder / precision, precision, say)
+            low = promote_failing(low, exact, sources["train"].samples, RunRecipe(), say, margin=MARGIN)
         found[precision] = _cost(low, probes, reference, _features(low, sources["test"].samples), labels["test"])
     return found
 
