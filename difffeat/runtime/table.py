@@ -49,9 +49,12 @@ def _values_as_json(values: Sequence[Any]) -> list[str]:
 
 
 def _lists_as_json(lists: Sequence[Sequence[Any] | None]) -> list[str]:
-    """The same of lists of strings, and of None."""
-    items = iter(_values_as_json([item for own in lists if own is not None for item in own]))
-    return ["null" if own is None else f"[{','.join(islice(items, len(own)))}]" if own else "[]" for own in lists]
+    """The same of lists of strings, and of None. Labels are few, and each is encoded once."""
+    keys = [None if own is None else tuple(own) for own in lists]
+    distinct = list(dict.fromkeys(keys))
+    items = iter(_values_as_json([item for own in distinct if own is not None for item in own]))
+    texts = {own: "null" if own is None else f"[{','.join(islice(items, len(own)))}]" for own in distinct}
+    return [texts[key] for key in keys]
 
 
 def joint_digest(rows: Sequence[bytes]) -> str:
