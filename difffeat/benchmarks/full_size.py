@@ -58,16 +58,27 @@ def export(folder: Path, model: str) -> dict[str, Any]:
     }
 
 
-def throughput(folder: Path, model: str, start: str = "pixels", engines: tuple[str, ...] = ()) -> dict[str, Any]:
+def throughput(folder: Path, model: str, start: str = "pixels", engines: tuple[str, ...] = (), dtype: str = "fp32") -> dict[str, Any]:
     """Seconds per sample beside eager torch, one tap."""
     from difffeat.benchmarks.throughput import export_for_timing, time_artifact
 
     backbone = _load(folder, model)
-    artifact = export_for_timing(backbone, 12 if model == "dit" else 20, folder / f"artifact-timed-{time.time_ns()}", _log, start=start)
+    artifact = export_for_timing(backbone, 12 if model == "dit" else 20, folder / f"artifact-timed-{time.time_ns()}", _log, start=start, dtype=dtype)
     try:
         return time_artifact(backbone, artifact, batch_size=2 if start == "pixels" else 4, repeats=5, threads=2, engines=engines, say=_log)
     finally:
         shutil.rmtree(artifact.path)
+
+
+def half(folder: Path, model: str) -> dict[str, Any]:
+    """The same in bf16, in torch, on CPUs that have units for it; others would take hours over eager torch."""
+    import torch
+
+    from difffeat.export.layers import CPU_TYPES
+
+    if torch.bfloat16 not in CPU_TYPES:
+        return {"text": "bf16: not run, this CPU has no units for it (amx_bf16 or avx512_bf16)"}
+    return throughput(folder, model, engines=("torch",), dtype="bf16")
 
 
 def grid(folder: Path) -> dict[str, Any]:
@@ -137,9 +148,11 @@ STAGES = {
     "export-dit": lambda folder: export(folder, "dit"),
     "throughput-dit": lambda folder: throughput(folder, "dit", engines=("naive", "int8")),
     "latents-dit": lambda folder: throughput(folder, "dit", "latents", ("naive", "int8")),
+    "bf16-dit": lambda folder: half(folder, "dit"),
     "grid-dit": lambda folder: grid(folder),
     "export-plaid": lambda folder: export(folder, "plaid"),
     "throughput-plaid": lambda folder: throughput(folder, "plaid"),
+    "bf16-plaid": lambda folder: half(folder, "plaid"),
     "text-plaid": lambda folder: text(folder),
     "fp16-dit": lambda folder: compile_fp16(folder, "dit"),
     "fp16-plaid": lambda folder: compile_fp16(folder, "plaid"),
@@ -147,6 +160,8 @@ STAGES = {
 
 
 RESULTS = "full-size.json"
+TIMED = ("throughput", "latents", "bf16", "grid", "text")
+"""Stages that print a table."""
 
 
 def run_stage(name: str, folder: Path) -> dict[str, Any]:
@@ -181,7 +196,7 @@ def report(results: dict[str, Any]) -> list[str]:
                 f"  export {stage['seconds']['export']:.0f} s, peak memory {stage['peak_gib']:.1f} GiB (limit {LIMITS_GIB[model]:.0f}: {kept}), "
                 f"artifact {stage['artifact_bytes'] / 1e9:.2f} GB",
             ]
-        for timed in (results[name] for name in (f"throughput-{model}", f"latents-{model}", f"grid-{model}", f"text-{model}") if name in results):
+        for timed in (results[name] for name in (f"{stage}-{model}" for stage in TIMED) if name in results):
             lines += [f"  {line}" for line in timed["text"].splitlines()]
         low = results.get(f"fp16-{model}")
         if low is not None:

@@ -72,6 +72,8 @@ class OrtEngine(Submitting):
         try:
             session = self._runtime.InferenceSession(source, settings, providers=[(provider, options), *behind])
         except Exception as error:  # the runtime's exception classes share no base
+            if self.precision == "bf16" and "NOT_IMPLEMENTED" in str(error):
+                raise EngineError(f"ONNX Runtime has no bf16 here ({error}). Pass --engine torch, or export with --dtype fp16.") from error
             raise _translated(error, f"ONNX Runtime cannot open {graph}") from error
         session.disable_fallback()
         return session

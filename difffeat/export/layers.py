@@ -13,6 +13,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+def cpu_types() -> frozenset[torch.dtype]:
+    """See `CPU_TYPES`."""
+    known = getattr(torch.cpu, "get_capabilities", dict)()
+    units = {torch.bfloat16: ("amx_bf16", "avx512_bf16"), torch.float16: ("amx_fp16",)}
+    return frozenset({torch.float32, *(dtype for dtype, names in units.items() if any(known.get(name, False) for name in names))})
+
+
+CPU_TYPES = cpu_types()
+"""Types whose products this CPU has units for, with sums in fp32, as torch tells; fp32 alone where it cannot be told."""
+
+
 class Affine(nn.Module):
     """y = x · weight + bias, in the weight's type; weight [in, out]."""
 
@@ -23,7 +34,7 @@ class Affine(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.to(self.weight.dtype)
-        if self.weight.dtype == torch.float32 or self.weight.is_cuda or torch.compiler.is_exporting():
+        if self.weight.is_cuda or torch.compiler.is_exporting() or self.weight.dtype in CPU_TYPES:
             y = x @ self.weight
         else:
             # Sums in fp32, rounded once, as matrix units do; CPUs without such units take many times as long over torch's own half-precision product.

@@ -84,7 +84,12 @@ def _torch(driver: Driver) -> str:
 
     if torch.cuda.is_available():
         return "runs on cpu and cuda"
-    return f"runs on cpu; not on cuda: {driver.problem or 'this torch was built without CUDA'}"
+    from difffeat.export.layers import CPU_TYPES
+    from difffeat.export.precision import DTYPES
+
+    low = [name for name, dtype in DTYPES.items() if name != "fp32" and dtype in CPU_TYPES]
+    units = f", which has units for {' and '.join(low)} (export with --dtype {low[-1]})" if low else ""
+    return f"runs on cpu{units}; not on cuda: {driver.problem or 'this torch was built without CUDA'}"
 
 
 def _tensorrt(engine: str, driver: Driver) -> str:

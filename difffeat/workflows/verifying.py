@@ -163,7 +163,13 @@ def choose_judge(artifact: Artifact, engine: str | None, device: str | None) -> 
             engine,
             "ONNX Runtime's CPU provider computes fp16 graphs in fp32: an overflow would not show. --engine torch rounds at each operation.",
         )
-    return engine, f"no hardware here computes {artifact.recipe.precision}: torch rounds at each operation instead"
+    from difffeat.export.layers import CPU_TYPES
+    from difffeat.export.precision import DTYPES
+
+    precision = artifact.recipe.precision
+    if DTYPES[precision] in CPU_TYPES:
+        return engine, f"this CPU has units for {precision}: torch computes in it and rounds at each operation"
+    return engine, f"no hardware here computes {precision}: torch rounds at each operation instead"
 
 
 def spread(samples: Sequence[Sample], count: int) -> list[Sample]:

@@ -320,6 +320,11 @@ def test_a_graph_that_the_runtime_refuses_is_told(tmp_path: Any) -> None:
         open_engine(folder)
 
 
+def test_bf16_on_a_cpu_names_the_engine_that_has_it() -> None:
+    with pytest.raises(EngineError, match=r"no bf16 here.*Pass --engine torch"):
+        open_engine(exported("image", "bf16"), "ort")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -10,16 +10,18 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 
 from difffeat.engines import Artifact, EngineOptions
 from difffeat.engines.parity import statistics
 from difffeat.errors import ConfigError, ParityError, RecipeMismatch
+from difffeat.export import layers
 from difffeat.export.weights import random_dit
 from difffeat.recipe import RunRecipe
 from difffeat.runtime.sources_options import SourceOptions
 from difffeat.workflows.exporting import ExportOptions, export_dit
 from difffeat.workflows.quickstart_data import write_split
-from difffeat.workflows.verifying import LIMITS, run_verify
+from difffeat.workflows.verifying import LIMITS, choose_judge, run_verify
 from tests.artifacts import DIT, copy_of, exported, vae_weights
 from tests.workflows.test_precision import planted
 
@@ -161,3 +163,11 @@ def test_statistics_are_those_of_their_definition() -> None:
     spoiled = statistics(x, r)
     assert spoiled.nonfinite == 1
     assert not spoiled.within(1e9)
+
+
+@pytest.mark.parametrize(("units", "said"), [((), "no hardware here computes fp16"), ((torch.float16,), "this CPU has units for fp16")])
+def test_who_judges_low_precision_is_said(units: tuple[torch.dtype, ...], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layers, "CPU_TYPES", frozenset({torch.float32, *units}))
+    engine, words = choose_judge(Artifact.open(copy_of("image", tmp_path, "fp16")), None, None)
+    assert engine == "torch"
+    assert said in words
