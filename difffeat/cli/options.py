@@ -16,5 +16,5 @@ Preprocess = Annotated[str, typer.Option(help="center (crop) or squash (keeps wh
 CaptionProtocol = Annotated[str, typer.Option(help="joined (all captions of a sample) or first.")]
 BatchSize = Annotated[str, typer.Option(help="Samples in a batch, part of the store's identity; auto: the fastest that fits, found by a short run.")]
 ShardSize = Annotated[int, typer.Option(help="Rows in a shard.")]
-NumWorkers = Annotated[str, typer.Option(help="Threads that decode; auto: every core for a GPU, half of them where the engine uses them too.")]
+NumWorkers = Annotated[str, typer.Option(help="Threads that decode; auto: one for every core.")]
 Output = Annotated[Path | None, typer.Option("-o", "--output", help="Where to write.")]

@@ -60,6 +60,7 @@ class OrtEngine(Submitting):
         """A session of the file, or of what it was rewritten to: that model and the weights that are not in the file."""
         settings = self._runtime.SessionOptions()
         settings.log_severity_level = 3
+        settings.add_session_config_entry("session.force_spinning_stop", "1")  # between batches its threads would burn the cores that decode
         behind = [(_PROVIDERS["cuda"], {**options, "use_tf32": "0"})] if provider == _TENSORRT else []
         if threads is not None:
             settings.intra_op_num_threads = threads

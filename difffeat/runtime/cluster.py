@@ -128,7 +128,7 @@ class Crew:
         self.size, cores = _share(ray, cluster.workers, on_gpu)
         self._resources = {"num_cpus": cores, "num_gpus": 1 if on_gpu else 0}
         self.opening = replace(opening, device="cuda" if on_gpu else opening.device, threads=opening.threads or (None if on_gpu else cores))
-        self.decoders = decode_workers(num_workers, "cuda" if on_gpu else "cpu", cores)
+        self.decoders = decode_workers(num_workers, cores)
         self._hired: Callable[[], Any] = lambda: None
         self._known: Configuration | None = None
         self._idle: deque[Any] = deque()

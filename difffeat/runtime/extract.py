@@ -70,7 +70,7 @@ def extract(
     """
     check_source(engine.recipe, source, batch_size, shard_size)
     run, out = run or RunRecipe(), Path(out)
-    workers = decode_workers(num_workers, engine.device)
+    workers = decode_workers(num_workers)
     beside = {"latents_engine": latents_engine, "latent_cache": latent_cache, "table": table, "tokenizer": tokenizer, "invert": invert}
     feeding = Feeding.of(engine, run, multiple=length_multiple, **beside)
     size = batch_size or (None if overwrite else stored_batch_size(out)) or probe_batch_size(feeding, source.samples, largest=largest_batch, say=say)
@@ -115,16 +115,13 @@ def cpu_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def decode_workers(asked: int | None, device: str, cores: int | None = None) -> int:
-    """Threads that decode. Left to us (None): every core this process may use where the engine is a GPU, half of them where it computes on the same
-    cores.
-    """
+def decode_workers(asked: int | None, cores: int | None = None) -> int:
+    """Threads that decode. Left to us (None): one for every core. Queues are bounded: where the engine sets the pace, they wait."""
     if asked is not None:
         if asked < 1:
             raise ConfigError(f"the number of workers must be at least 1, got {asked}; leave it at auto for our choice")
         return asked
-    usable = cores or cpu_cores()
-    return max(1, usable // 2 if device == "cpu" else usable)
+    return cores or cpu_cores()
 
 
 @contextlib.contextmanager

@@ -78,11 +78,12 @@ def advice(bottleneck: str, device: str, workers: int) -> str:
     """What to do about the stage that sets the pace."""
     if bottleneck == "decode":
         return (
-            f"Decoding sets the pace with {workers} threads: raise --num-workers where there are more cores, make the images smaller, or read them "
-            "once into a latent cache (--graph latents)."
+            f"Decoding sets the pace with {workers} threads: use more cores (--num-workers), make the images smaller, or read them once into a "
+            "latent cache (--graph latents)."
         )
     if bottleneck == "engine":
-        faster = "a GPU (--device cuda) or int8 (difffeat quantize)" if device.startswith("cpu") else "fp16, --engine trt or a second GPU"
+        on_cpu = "a GPU (--device cuda), int8 (difffeat quantize), or bf16 where difffeat doctor finds units for it"
+        faster = on_cpu if device.startswith("cpu") else "fp16, --engine trt or a second GPU"
         return f"The engine sets the pace, as it should; {faster} would be faster."
     return {
         "noise": "Making noise sets the pace: more cores help, and so does a graph with constant noise (--noising constant).",

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from difffeat.benchmarks.extraction import BARE, WHOLE, run_extraction
+from difffeat.benchmarks.extraction import BARE, DECODE, WHOLE, run_extraction
 from difffeat.benchmarks.storing import RAW, STORE, run_storing
 
 
@@ -21,9 +21,12 @@ def test_extraction_is_held_against_the_bare_engine(tmp_path: Path) -> None:
     result = run_extraction(
         "dit-digits", None, vae=None, block=1, images=6, batch_size=4, repeats=2, threads=1, num_workers=1, output=file, say=quiet
     )
-    assert set(result["seconds"]) == {BARE, WHOLE}
+    assert set(result["seconds"]) == {BARE, DECODE, WHOLE}
     assert result["share_of_bare_engine"] == pytest.approx(1 / np.median(np.array(result["seconds"][WHOLE]) / np.array(result["seconds"][BARE])))
     assert result["bottleneck"] in result["stages"]
+    seconds = {name: np.median(rounds) / 6 for name, rounds in result["seconds"].items()}
+    assert result["rate_sharing_the_cores"] == pytest.approx(1 / (seconds[BARE] + seconds[DECODE]))
+    assert result["share_of_rate_sharing_the_cores"] == pytest.approx((seconds[BARE] + seconds[DECODE]) / seconds[WHOLE])
     assert json.loads(file.read_text())["images"] == 6
 
 
