@@ -263,9 +263,10 @@ def require_same(found: Manifest, asked: Manifest, store: Path, *, except_for: C
     if different:
         listed = "\n  ".join(different[:20])
         more = f"\n  and {len(different) - 20} more" if len(different) > 20 else ""
+        rebatch = ", pass --allow-rebatch to go on with the new one" if [line.partition(":")[0] for line in different] == ["batch_size"] else ""
         raise StoreMismatch(
             f"{store} was begun with another configuration; features of two must not mix. It has -> you asked for:\n  {listed}{more}\n"
-            f"Repeat the first configuration to go on{_first_versions(found, asked)}, choose another -o, or pass --overwrite to begin anew."
+            f"Repeat the first configuration to go on{_first_versions(found, asked)}{rebatch}, choose another -o, or pass --overwrite to begin anew."
         )
 
 

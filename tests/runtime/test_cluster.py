@@ -75,7 +75,7 @@ def test_cores_are_shared_out_so_that_every_worker_finds_a_machine() -> None:
 
     assert crew(None, {"CPU": 8}, {"CPU": 4}).opening.threads == 4
     assert crew(3, {"CPU": 8}, {"CPU": 4}).opening.threads == 4
-    assert (crew(2, {"CPU": 8}).opening.threads, crew(2, {"CPU": 8}).decoders) == (4, 2)
+    assert (crew(2, {"CPU": 8}).opening.threads, crew(2, {"CPU": 8}).decoders) == (4, 4)
     two = crew(None, {"CPU": 8, "GPU": 2}, device="cuda")
     assert (two.size, two.opening.device, two.opening.threads, two.decoders) == (2, "cuda", None, 4)
     with pytest.raises(ClusterError, match=r"3 workers with a GPU each were asked for, and the cluster has 2 GPUs"):

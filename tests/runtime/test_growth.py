@@ -303,7 +303,7 @@ def test_another_batch_size_goes_on_when_it_is_allowed_and_is_recorded(source: P
 
     with pytest.raises(RuntimeError, match="stop"):
         run(source, out, engine=FakeEngine(stop))
-    with pytest.raises(StoreMismatch, match="batch_size: 2 -> 1"):
+    with pytest.raises(StoreMismatch, match=r"batch_size: 2 -> 1\nRepeat .*, pass --allow-rebatch to go on with the new one"):
         run(source, out, batch_size=1)
     assert run(source, out, batch_size=1, rebatch=True).computed == 2
     manifest = Store.open(out).manifest
