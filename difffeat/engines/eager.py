@@ -91,12 +91,12 @@ def _load(module: Any, weights: Mapping[str, np.ndarray], graph: Path) -> None:
 
 
 def _lay_out_for_cpu(module: Any) -> None:
-    """Weights of linears with their inputs innermost: CPUs then read those of short batches in less time, of captions above all."""
+    """Places to fill with the weights of linears, inputs innermost: CPUs read them in less time for short batches, of captions above all."""
     from difffeat.export.layers import Affine
 
     for layer in module.modules():
         if isinstance(layer, Affine):
-            layer.weight.data = layer.weight.data.t().contiguous().t()
+            layer.weight.data = layer.weight.new_empty(layer.weight.shape[::-1]).t()
 
 
 def _tensor(torch: Any, array: np.ndarray) -> Any:

@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from difffeat.export import layers
 from difffeat.export.layers import Affine
 from difffeat.recipe import GraphRecipe
 
@@ -20,6 +21,11 @@ PROMOTED = "fp32_parts"
 """Where the recipe's options name the promoted parts."""
 VAE, DENOISER = "vae", "denoiser"
 """Names of the autoencoder and the denoiser among the promoted parts; the others are numbers of blocks, of trunk and denoiser alike."""
+
+
+def cpu_computes(precision: str) -> bool:
+    """Whether this CPU has units for the products of a precision; see `layers.CPU_TYPES`."""
+    return DTYPES[precision] in layers.CPU_TYPES
 
 
 def promoted(recipe: GraphRecipe) -> tuple[int | str, ...]:

@@ -82,13 +82,12 @@ def _torch(driver: Driver) -> str:
         return "not installed. Run: pip install 'difffeat[export]'"
     import torch
 
-    if torch.cuda.is_available():
-        return "runs on cpu and cuda"
-    from difffeat.export.layers import CPU_TYPES
-    from difffeat.export.precision import DTYPES
+    from difffeat.export.precision import cpu_computes
 
-    low = [name for name, dtype in DTYPES.items() if name != "fp32" and dtype in CPU_TYPES]
+    low = [name for name in ("fp16", "bf16") if cpu_computes(name)]
     units = f", which has units for {' and '.join(low)} (export with --dtype {low[-1]})" if low else ""
+    if torch.cuda.is_available():
+        return f"runs on cuda and cpu{units}"
     return f"runs on cpu{units}; not on cuda: {driver.problem or 'this torch was built without CUDA'}"
 
 

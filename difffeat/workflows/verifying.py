@@ -163,11 +163,10 @@ def choose_judge(artifact: Artifact, engine: str | None, device: str | None) -> 
             engine,
             "ONNX Runtime's CPU provider computes fp16 graphs in fp32: an overflow would not show. --engine torch rounds at each operation.",
         )
-    from difffeat.export.layers import CPU_TYPES
-    from difffeat.export.precision import DTYPES
+    from difffeat.export.precision import cpu_computes
 
     precision = artifact.recipe.precision
-    if DTYPES[precision] in CPU_TYPES:
+    if cpu_computes(precision):
         return engine, f"this CPU has units for {precision}: torch computes in it and rounds at each operation"
     return engine, f"no hardware here computes {precision}: torch rounds at each operation instead"
 
