@@ -38,6 +38,7 @@ One class for each failure that a caller can act on; the message says what happe
     ├── TooManyBadSamples             4  quarantine beyond --max-bad-fraction
     ├── Interrupted                   4  stopped by the user; resumable
     ├── ClusterError                  4  workers of a cluster die, differ or cannot be had; resumable
+    ├── OutputError                   4  the system refused a file outside a store, or standard output (full, failing, read-only; also an OSError)
     └── ProbeError                       labels or features that cannot be scored or fitted
 
 Exit codes of the commands: 0 fine, 3 finished with quarantined samples, the rest as drawn above (1 where nothing is drawn).
@@ -226,6 +227,12 @@ class Interrupted(DifffeatError):
 
 class ClusterError(DifffeatError):
     """Workers of a cluster die, differ from one another, or cannot be had; finished shards are kept."""
+
+    exit_code = 4
+
+
+class OutputError(DifffeatError, OSError):
+    """The system refused a file or folder outside a store, or standard output; the same command works once that is mended."""
 
     exit_code = 4
 

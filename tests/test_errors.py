@@ -45,6 +45,8 @@ def test_parent_and_exit_code_are_as_drawn(name: str) -> None:
 def test_errors_that_python_programs_expect_are_what_they_expect() -> None:
     assert issubclass(errors.ConfigError, ValueError)
     assert issubclass(errors.MissingExtra, ImportError)
+    assert issubclass(errors.StoreWriteError, OSError)
+    assert issubclass(errors.OutputError, OSError)
 
 
 def test_codes_of_success_are_not_those_of_an_error() -> None:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from difffeat.engines.base import Engine
-from difffeat.errors import DifffeatError, EngineError, SampleError
+from difffeat.errors import ConfigError, EngineError, SampleError
 from difffeat.recipe import tap_name
 from difffeat.runtime.latents import LatentCache
 from difffeat.runtime.preprocess import decode
@@ -212,7 +212,7 @@ def make_feeder(
     captions: Captions | None,
     multiple: int,
 ) -> Feeder:
-    """The feeder for an engine's inputs. Raises DifffeatError when a graph that takes latents has neither a VAE nor a cache."""
+    """The feeder for an engine's inputs. Raises ConfigError when a graph that takes latents has neither a VAE nor a cache."""
     if captions is not None:
         return TextFeeder(captions, batch_size, multiple)
     if "pixels" in engine.inputs:
@@ -220,7 +220,7 @@ def make_feeder(
     if cache is not None:
         return CachedLatentsFeeder(cache, batch_size)
     if latents_engine is None:
-        raise DifffeatError("this graph takes latents, and its artifact holds no VAE: pass --latents CACHE, or export it with --vae.")
+        raise ConfigError("this graph takes latents, and its artifact holds no VAE: pass --latents CACHE, or export it with --vae.")
     return ImageFeeder(engine, batch_size, preprocessing, latents_engine)
 
 

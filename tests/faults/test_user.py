@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,8 +33,9 @@ def arguments(images: Path, out: Path, *more: str) -> list[str]:
     return ["extract", str(exported("image").path), str(images), "-o", str(out), "--batch-size", "2", "--shard-size", "4", "--threads", "1", *more]
 
 
-def command(images: Path, out: Path, *more: str) -> list[str]:
-    return [sys.executable, "-m", "difffeat.cli", *arguments(images, out, *more)]
+def command(images: Path, out: Path) -> list[str]:
+    """Each image many times over, so that a stop after the first shards falls into the middle however late it comes."""
+    return [sys.executable, "-m", "difffeat.cli", *arguments(images, out, "--draws", "96")]
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +132,47 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
         return code, printed.out, printed.err
 
     return go
+
+
+def difffeat(*given: object, **how: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "difffeat.cli", *map(str, given)], stderr=subprocess.PIPE, text=True, cwd=ROOT, **how)
+
+
+def test_an_export_that_the_disk_has_no_room_for_says_so_and_goes_well_once_it_has(tmp_path: Path, run: Run) -> None:
+    export = ("export", "--model", "dit-digits", "--blocks", "1", "-o", str(tmp_path / "artifact"))
+    full = difffeat(*export, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16)))
+    assert full.returncode == 4, full.stderr
+    assert "Traceback" not in full.stderr
+    assert "difffeat: OutputError: a file was refused: File too large. Free space, or mend the path or its permissions, then " in full.stderr
+    assert not (tmp_path / "artifact").exists()
+    assert run(*export)[0] == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"artifact"}
+
+
+def test_a_place_where_nothing_can_be_written_is_named(tmp_path: Path, run: Run) -> None:
+    (tmp_path / "file").touch()
+    code, _, errors = run("export", "--model", "dit-digits", "--blocks", "1", "-o", str(tmp_path / "file/artifact"))
+    assert code == 4
+    assert f"difffeat: OutputError: {tmp_path}/file" in errors
+    assert ": Not a directory. Free space, or mend the path or its permissions, then run the same command again." in errors
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_result_that_cannot_be_printed_says_so() -> None:
+    with Path("/dev/full").open("w") as full:
+        unprinted = difffeat("inspect", exported("image").path, stdout=full)
+    assert unprinted.returncode == 4
+    assert unprinted.stderr == (
+        "difffeat: OutputError: the work is done, but its result could not be printed: No space left on device. "
+        "The same command prints it when there is room.\n"
+    )
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as pipe:
+        assert difffeat("inspect", exported("image").path, stdout=pipe).stderr == ""
 
 
 @pytest.fixture
