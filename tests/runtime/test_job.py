@@ -156,7 +156,7 @@ class Memory(FakeEngine):
         self.sizes.append(size)
         if size > self.largest:
             raise OutOfMemory("no room")
-        time.sleep(0.02 * max(1.0, (size / self.best) ** 1.5))
+        time.sleep(0.06 * max(1.0, (size / self.best) ** 1.5))
         return super().run(feeds)
 
 
@@ -260,7 +260,7 @@ def begun(source: Path, tmp_path: Path, seconds: float) -> subprocess.Popen[str]
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stop_waits_for_the_batch_under_way_and_is_resumable(number: int, source: Path, tmp_path: Path) -> None:
-    process = begun(source, tmp_path, 0.5)
+    process = begun(source, tmp_path, 1.5)
     process.send_signal(number)
     said, _ = process.communicate(timeout=30)
     assert process.returncode == 4
@@ -271,7 +271,7 @@ def test_a_stop_waits_for_the_batch_under_way_and_is_resumable(number: int, sour
 def test_a_second_stop_ends_at_once_and_the_store_is_none_the_worse(source: Path, tmp_path: Path) -> None:
     process = begun(source, tmp_path, 60)
     os.kill(process.pid, signal.SIGINT)
-    time.sleep(0.5)
+    time.sleep(1.5)
     assert process.poll() is None
     since = time.monotonic()
     os.kill(process.pid, signal.SIGINT)

@@ -113,7 +113,7 @@ def test_the_command_killed_while_it_works_ends_with_the_same_bytes(tmp_path: Pa
     artifact = exported("image").path
 
     def command(out: Path) -> list[str]:
-        options = ["--batch-size", "2", "--shard-size", "4", "--threads", "1", "--num-workers", "2"]
+        options = ["--batch-size", "2", "--shard-size", "4", "--threads", "1", "--num-workers", "2", "--draws", "96"]  # enough work to be killed in
         return [sys.executable, "-m", "difffeat.cli", "extract", str(artifact), str(source), "-o", str(out), *options]
 
     subprocess.run(command(tmp_path / "whole"), check=True, capture_output=True, cwd=ROOT)
@@ -134,7 +134,7 @@ def test_the_command_killed_while_it_works_ends_with_the_same_bytes(tmp_path: Pa
 def test_a_polite_stop_of_the_command_is_resumable_and_says_so(tmp_path: Path) -> None:
     source = folder_of_images(tmp_path / "images", 60)
     out = tmp_path / "out"
-    options = ["--batch-size", "1", "--shard-size", "4", "--threads", "1"]
+    options = ["--batch-size", "1", "--shard-size", "4", "--threads", "1", "--draws", "96"]
     command = [sys.executable, "-m", "difffeat.cli", "extract", str(exported("image").path), str(source), "-o", str(out), *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     deadline = time.monotonic() + 60

@@ -35,7 +35,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_rate_is_that_of_the_engine_and_the_hours_follow(source: Path, tmp_path: Path) -> None:
     plan = planned(source, tmp_path / "deep" / "out")
     assert 8 <= plan.measured <= 20
-    assert 15 < plan.rate <= 2 / 0.05
+    assert 5 < plan.rate < 80  # 40 on a machine that does nothing else
     assert plan.low <= plan.rate * 1.5
     assert plan.low <= plan.high
     assert plan.hours == pytest.approx(60 / plan.rate / 3600)
