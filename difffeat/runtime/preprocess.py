@@ -16,6 +16,11 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 MAX_PIXELS = 89_478_485
 """Largest image, in pixels, that is decoded: where Pillow begins to warn of bombs. Decoding takes 8 bytes a pixel, 16 with transparency."""
 
+MAX_SIDE = 1 << 20
+"""Longest side, in pixels: a resize holds 32 bytes for each pixel of it."""
+MAX_RATIO = 32
+"""Of pictures longer than that, only the middle is resized: scaled whole, one pixel's height of them would become gigabytes ahead of the crop."""
+
 _ORIENTATION = 0x0112
 """The EXIF tag that says how a picture is turned."""
 
@@ -75,6 +80,8 @@ def _check_size(image: Any) -> None:
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise ImageTooLarge(f"{width}×{height} pixels are more than the limit of {MAX_PIXELS}. Resize it first, or remove it from the source.")
+    if max(width, height) > MAX_SIDE:
+        raise ImageTooLarge(f"{width}×{height} pixels: a side is longer than the limit of {MAX_SIDE}. Resize it first, or remove it from the source.")
     if min(width, height) < 1:
         raise DecodeError("the image has no pixels. Remove it from the source.")
 
@@ -124,9 +131,19 @@ def preprocess(image: Any, size: int, preprocessing: str) -> np.ndarray:
 
     if preprocessing == "squash":
         return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC), np.uint8)
+    image = _middle(image)
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = size / min(image.size)
     image = image.resize((max(size, round(image.width * scale)), max(size, round(image.height * scale))), Image.Resampling.BICUBIC)
     left, top = (image.width - size) // 2, (image.height - size) // 2
     return np.asarray(image.crop((left, top, left + size, top + size)), np.uint8)
+
+
+def _middle(image: Any) -> Any:
+    """A picture no longer than `MAX_RATIO` times its short side."""
+    longest = MAX_RATIO * min(image.size)
+    if max(image.size) <= longest:
+        return image
+    left, top = max(0, (image.width - longest) // 2), max(0, (image.height - longest) // 2)
+    return image.crop((left, top, left + min(image.width, longest), top + min(image.height, longest)))

@@ -143,6 +143,26 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(size: tuple[int, i
         decode(bomb(*size), 32, "center")
 
 
+@pytest.mark.parametrize("size", [(module.MAX_SIDE, 1), (1, module.MAX_SIDE), (20_000, 3)])
+@pytest.mark.parametrize("preprocessing", ["center", "squash"])
+def test_a_long_thin_image_takes_no_more_memory_than_others(size: tuple[int, int], preprocessing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    real = Image.Image.resize
+
+    def resize(image: Image.Image, to: tuple[int, int], *rest: Any, **named: Any) -> Image.Image:
+        made.append(to[0] * to[1])
+        return real(image, to, *rest, **named)
+
+    monkeypatch.setattr(Image.Image, "resize", resize)
+    assert decode(saved(Image.new("RGB", size, (9, 8, 7))), 32, preprocessing).tolist() == np.full((32, 32, 3), (9, 8, 7)).tolist()
+    assert max(made) <= 32 * 32 * module.MAX_RATIO
+
+
+def test_of_a_very_long_image_the_middle_is_what_it_always_was() -> None:
+    image = smooth(4400, 40)
+    np.testing.assert_allclose(decode(saved(image), 32, "center").astype(int), reference_center(image, 32), atol=3)
+
+
 def test_odd_metadata_and_large_images_do_not_warn() -> None:
     with quiet_pillow():
         for size in ((15_000, 12_000), (9_460, 9_460)):  # Pillow refuses the first, and would only warn of the second
@@ -154,6 +174,9 @@ def test_odd_metadata_and_large_images_do_not_warn() -> None:
 
 def test_the_limit_is_stated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_PIXELS", 100)
+    monkeypatch.setattr(module, "MAX_SIDE", 60)
+    with pytest.raises(ImageTooLarge, match="61×1 pixels: a side is longer than the limit of 60. Resize it first"):
+        decode(saved(smooth(61, 1)), 8, "center")
     with pytest.raises(ImageTooLarge, match="11×10 pixels are more than the limit of 100"):
         decode(saved(smooth(11, 10)), 32, "center")
 
