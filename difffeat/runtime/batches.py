@@ -148,11 +148,13 @@ class CachedLatentsFeeder:
         latents = np.zeros((self._batch_size, *self._cache.shape), np.float32)
         prepared = Prepared({"latents": latents}, np.zeros(len(batch.rows), bool), [], [])
         for index, (row, sample) in enumerate(zip(batch.rows, batch.samples, strict=True)):
+            digest = ""
             try:
-                latents[index], prepared.good[index] = self._cache.get(sample.id), True
+                latents[index], digest = self._cache.get(sample.id)
+                prepared.good[index] = True
             except SampleError as error:
                 prepared.failures.append(Failure(int(row), sample.id, "latents", error))
-            prepared.inputs.append(self._cache.fingerprint)
+            prepared.inputs.append(digest)
         prepared.seconds = time.perf_counter() - since
         return prepared
 

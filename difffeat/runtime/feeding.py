@@ -51,13 +51,15 @@ class Feeding:
         invert: Inversion | None = None,
         multiple: int = 8,
     ) -> Feeding:
-        """Raises ConfigError where the artifact has lost its table or its tokenizer, StoreError and RecipeMismatch for an unfit cache."""
+        """Raises ConfigError where the artifact has lost its table or its tokenizer, or latents come from nowhere; StoreError and RecipeMismatch for
+        an unfit cache.
+        """
         recipe = engine.recipe
         if recipe.kind.endswith("sweep") and table is None:
             raise ConfigError("a sweep graph needs its table.safetensors; the artifact has lost it. Export it again.")
         if recipe.noised_outside and invert is None:
             raise ConfigError("samples of this graph go through its denoiser first: pass invert=open_inversion(artifact, stack, engine).")
-        return cls(
+        made = cls(
             engine=engine,
             run=run,
             latents_engine=latents_engine,
@@ -67,9 +69,11 @@ class Feeding:
             invert=invert,
             multiple=multiple,
         )
+        made.feeder(1)  # what cannot be fed is told before anything is written
+        return made
 
     def feeder(self, batch_size: int) -> Feeder:
-        """Cuts samples into batches of this size and prepares them. Raises DifffeatError where latents come from nowhere."""
+        """Cuts samples into batches of this size and prepares them. Raises ConfigError where latents come from nowhere."""
         return make_feeder(
             self.engine,
             batch_size=batch_size,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from difffeat.errors import RecipeMismatch, SampleError
+from difffeat.errors import RecipeMismatch, SampleError, StoreMismatch
 from difffeat.recipe import GraphRecipe, RunRecipe
+from difffeat.runtime.samples import Sample
 from difffeat.runtime.store import Store
+from difffeat.runtime.witness import changed, spread
 
 TAP = "latents"
 
@@ -29,17 +32,36 @@ class LatentCache:
         side = recipe.architecture["input_size"]
         self.shape = (recipe.architecture["in_channels"], side, side)
         self.fingerprint = store.fingerprint
-        self._latents, self._valid = store[TAP], store.valid
+        self._path, self._sizes = path, store.sizes
+        self._latents, self._valid, self._inputs = store[TAP], store.valid, store.inputs
         self._rows = {name: row for row, name in enumerate(store.ids)}
 
-    def get(self, sample_id: str) -> np.ndarray:
-        """Clean latents of a sample, float32 [C, S, S]. Raises SampleError when the cache lacks it."""
+    def require_same_images(self, samples: Sequence[Sample]) -> None:
+        """Raises StoreMismatch where samples of this source are other images than those of their name that the cache was made from.
+
+        All sizes are compared, and a few images are read and hashed.
+        """
+        known = [(row, sample) for sample in samples if (row := self._rows.get(sample.id)) is not None and self._valid[row]]
+        for row, sample in known:
+            if min(size := sample.size, self._sizes[row]) >= 0 and size != self._sizes[row]:
+                raise self._mismatch(sample, f"it has {size} bytes now, {self._sizes[row]} then")
+        for row, sample in (known[number] for number in spread(len(known))):
+            if changed(sample, np.asarray(self._inputs[row])):
+                raise self._mismatch(sample, "its bytes are others now")
+
+    def _mismatch(self, sample: Sample, how: str) -> StoreMismatch:
+        return StoreMismatch(
+            f"the latent cache {self._path} was made from another image than {sample.id!r} ({sample.locator}): {how}. Make a cache from this source."
+        )
+
+    def get(self, sample_id: str) -> tuple[np.ndarray, str]:
+        """Clean latents of a sample, float32 [C, S, S], and the SHA-256 of the image they are of. Raises SampleError when the cache lacks it."""
         row = self._rows.get(sample_id)
         if row is None:
             raise SampleError("the latent cache does not hold this sample. Make the cache from the same source.")
         if not self._valid[row]:
             raise SampleError("the sample was quarantined when the latent cache was made; its reason stands in that store's quarantine.jsonl.")
-        return np.asarray(self._latents[row], np.float32).reshape(self.shape)
+        return np.asarray(self._latents[row], np.float32).reshape(self.shape), np.asarray(self._inputs[row]).tobytes().hex()
 
 
 def _check(path: Path, store: Store, recipe: GraphRecipe, run: RunRecipe) -> None:

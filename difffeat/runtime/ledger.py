@@ -13,6 +13,7 @@ from difffeat.runtime.job import Event, Piece
 from difffeat.runtime.manifest import Receipt
 from difffeat.runtime.progress import Clock, Summary
 from difffeat.runtime.samples import Sample, Source
+from difffeat.runtime.witness import require_same_images
 from difffeat.runtime.writer import StoreWriter
 
 FIRST_IDS = 5
@@ -24,7 +25,7 @@ class Ledger:
 
     **Arguments:** `writer` open; `samples` of the source; `retry` whether quarantined rows are run again.
 
-    Raises StoreIncomplete where a shard must be computed whose samples the source lacks, TooManyBadSamples where that is known already.
+    Raises StoreMismatch where an image is another one than its row was computed from, StoreIncomplete where a shard must be computed whose samples the source lacks, TooManyBadSamples where that is known already.
     """
 
     def __init__(self, writer: StoreWriter, samples: Sequence[Sample], clock: Clock, *, retry: bool, max_bad_fraction: float) -> None:
@@ -35,6 +36,7 @@ class Ledger:
         self._retried = self._still_bad = 0
         for number in range(len(writer.manifest.shards)):
             self._look_up(number)
+        require_same_images(writer.path, writer.manifest, self.receipts, samples, writer.match.places)
         self._require_few_bad()
 
     def _look_up(self, number: int) -> None:

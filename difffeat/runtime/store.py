@@ -159,6 +159,16 @@ class Store:
         """Bool [n]; false where a sample went to quarantine or, in an unfinished store, its shard is not there yet (its features are zero)."""
         return self._valid
 
+    @property
+    def inputs(self) -> Features:
+        """SHA-256 of what was read for each row (an image file, the tokens of a caption), uint8 [n, 32]; zeros where nothing could be read."""
+        return Features([self._rows(shard, "inputs", (DIGEST_BYTES,), "uint8") for shard in range(len(self._receipts))])
+
+    @property
+    def sizes(self) -> list[int]:
+        """Bytes of each row's image file; −1 where there is none, or nobody knew before it was read."""
+        return self._samples["bytes"]
+
     @cached_property
     def _labels(self) -> np.ndarray | None:
         if not self.classes:
