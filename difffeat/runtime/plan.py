@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,12 @@ from typing import Any
 import numpy as np
 
 from difffeat.engines.base import Engine
+from difffeat.errors import TooManyBadSamples
 from difffeat.recipe import RunRecipe
+from difffeat.runtime.batch_size import LARGEST, probe_batch_size
 from difffeat.runtime.configuration import Configuration
-from difffeat.runtime.extract import extract
+from difffeat.runtime.extract import check_source, extract, stored_batch_size
+from difffeat.runtime.feeding import Feeding
 from difffeat.runtime.manifest import read_manifest
 from difffeat.runtime.progress import Progress, Summary
 from difffeat.runtime.samples import Sample, Source
@@ -23,13 +28,16 @@ from difffeat.runtime.store import DIGEST_BYTES
 
 WARM_BATCHES, LEAST_BATCHES = 2, 4
 LOW, HIGH = 10, 90
-"""Percentiles of the rates of single batches that are told as their spread."""
+"""Percentiles of the rates over stretches of the run that are told as their spread."""
+STRETCHES = 10
+FED = ("latents_engine", "latent_cache", "table", "tokenizer", "invert")
+"""Keywords of `extract` that are `Feeding.of`'s too."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """**Fields:** `samples` and `shards` of the whole run; `measured` samples in `seconds`, at `batch_size` with `num_workers` threads; `rate` in
-    samples/s with the `low` and `high` of single batches; `shares` of the time that each stage worked; `disk_bytes` of the store and `free_bytes`
+    samples/s with the `low` and `high` of stretches of it; `shares` of the time that each stage worked; `disk_bytes` of the store and `free_bytes`
     where it will lie; `peak_bytes` of this process; `quarantined` of the measured samples; `workers` and the rate that so many would reach.
     """
 
@@ -86,11 +94,11 @@ def make_plan(
     **Arguments:** `workers` engines, each on a machine or GPU of its own; `beside` and errors as for `extract`.
     """
     options: dict[str, Any] = {"run": run, "shard_size": shard_size, "num_workers": num_workers, "max_bad_fraction": 1.0, **beside}
+    check_source(engine.recipe, source, batch_size, shard_size, 1.0)
     place = _existing(out)
-    with tempfile.TemporaryDirectory(prefix=".difffeat-plan-", dir=place) as folder:
-        size = WARM_BATCHES * (batch_size or 1)
-        warm = extract(engine, _spread(source, size), Path(folder, "warm"), batch_size=batch_size, **options)
-        size = warm.batch_size
+    with _without_good_samples(source), tempfile.TemporaryDirectory(prefix=".difffeat-plan-", dir=place) as folder:
+        size = batch_size or stored_batch_size(out) or _probed(engine, source, run, options)
+        warm = extract(engine, _spread(source, WARM_BATCHES * size), Path(folder, "warm"), batch_size=size, **options)
         wanted = max(LEAST_BATCHES * size, int(warm.rate * seconds) // size * size)
         ticks: list[tuple[float, int]] = []
         measured = extract(
@@ -123,6 +131,25 @@ def make_plan(
     )
 
 
+def _probed(engine: Engine, source: Source, run: RunRecipe, options: dict[str, Any]) -> int:
+    """The batch size that an extraction would find, on samples from everywhere."""
+    beside = {name: options[name] for name in FED if name in options}
+    feeding, told = Feeding.of(engine, run, **beside), {"say": options["say"]} if "say" in options else {}
+    return probe_batch_size(feeding, _spread(source, LARGEST).samples, largest=options.get("largest_batch", LARGEST), **told)
+
+
+@contextlib.contextmanager
+def _without_good_samples(source: Source) -> Iterator[None]:
+    """The error of a store that lasts for a moment becomes one of the source."""
+    try:
+        yield
+    except TooManyBadSamples as error:
+        raise TooManyBadSamples(
+            f"none of the samples of {source.name} that were tried can be read, so nothing can be measured. difffeat extract would set all aside and "
+            "say why each; look at the source first."
+        ) from error
+
+
 def peak_memory() -> int:
     """Largest resident size of this process so far, in bytes; 0 where the system does not tell."""
     try:
@@ -137,13 +164,14 @@ def _tick(state: Progress) -> tuple[float, int]:
 
 
 def _rates(ticks: list[tuple[float, int]], summary: Summary) -> tuple[float, float, float]:
-    """Samples/s once the stages are full (from the first batch's end to the last's), and the spread over single batches."""
-    if len(ticks) < 2:
+    """Samples/s once the stages are full (from the first batch's end to the last's), and the spread over stretches of that time."""
+    if len(ticks) < 2 or ticks[-1][0] <= ticks[0][0]:
         return summary.rate, summary.rate, summary.rate
-    moments, done = np.array([moment for moment, _ in ticks]), np.array([done for _, done in ticks])
-    steps, rows = np.maximum(np.diff(moments), 1e-9), np.diff(done)
-    low, high = np.percentile(rows / steps, [LOW, HIGH])
-    return float((done[-1] - done[0]) / steps.sum()), float(low), float(high)
+    moments, done = np.array([moment for moment, _ in ticks]), np.array([float(done) for _, done in ticks])
+    edges = np.linspace(moments[0], moments[-1], min(STRETCHES, len(ticks) - 1) + 1)
+    rates = np.diff(np.interp(edges, moments, done)) / np.diff(edges)  # batches are told in bursts: their own intervals would say nothing
+    low, high = np.percentile(rates, [LOW, HIGH])
+    return float((done[-1] - done[0]) / (moments[-1] - moments[0])), float(low), float(high)
 
 
 def _spread(source: Source, count: int) -> Source:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -34,7 +35,7 @@ def run_plan(
     say: Callable[..., None],
 ) -> dict[str, Any]:
     """Plan one extraction; arguments as the command's options. Raises what `extract` raises."""
-    if workers < 1 or seconds <= 0:
+    if workers < 1 or not 0 < seconds < math.inf:
         raise ConfigError(f"--workers must be at least 1 and --seconds above 0, got {workers} and {seconds:g}")
     artifact = Artifact.open(opening.artifact)
     listed = open_source(source, source_options)
@@ -62,7 +63,7 @@ def _plans(artifact: Path) -> set[str]:
 def _text(plan: Plan, where: str, out: Path, built: list[str]) -> str:
     shares = ", ".join(f"{stage} {share:.0%}" for stage, share in plan.shares.items())
     builds = f"{len(built)} were needed, and are there now" if built else "none needed"
-    spread = f"single batches {plan.low:.4g} to {plan.high:.4g}, {LOW}th to {HIGH}th percentile"
+    spread = f"{plan.low:.4g} to {plan.high:.4g} over stretches of the run, {LOW}th to {HIGH}th percentile"
     lines = [
         f"{plan.samples} samples -> {out}: {plan.shards} shards, {plan.disk_bytes / 1e9:.3g} GB on disk ({plan.free_bytes / 1e9:.3g} GB are free)",
         f"  one worker: {_hours(plan.hours)} at {plan.rate:.4g} samples/s ({spread})",

@@ -9,17 +9,20 @@ from typing import Any
 import pytest
 
 from difffeat.engines import EngineOptions
-from difffeat.errors import ConfigError
+from difffeat.errors import ConfigError, TooManyBadSamples
 from difffeat.recipe import RunRecipe
 from difffeat.runtime import plan as planning
 from difffeat.runtime.extract import extract
 from difffeat.runtime.feeding import Opening
 from difffeat.runtime.plan import Plan, make_plan
+from difffeat.runtime.progress import Summary
 from difffeat.runtime.sources import open_source
 from difffeat.runtime.sources_options import SourceOptions
 from difffeat.workflows.planning import run_plan
 from tests.artifacts import exported
 from tests.runtime.fake import FakeEngine, folder_of_images
+
+SUMMARY = Summary(Path("out"), 8, 0, 1, 0, 8, 2.0, {"engine": 1.0}, {})
 
 
 def planned(source: Path, out: Path, **changes: Any) -> Plan:
@@ -60,6 +63,33 @@ def test_workers_share_one_disk(source: Path, tmp_path: Path) -> None:
     assert many.workers_rate < 10_000 * many.rate
 
 
+def test_the_batch_size_is_the_one_that_an_extraction_would_find(source: Path, tmp_path: Path) -> None:
+    from tests.runtime.test_job import Memory
+
+    assert (
+        make_plan(Memory(4, 100), open_source(source), tmp_path / "out", run=RunRecipe(), batch_size=None, shard_size=8, num_workers=1).batch_size
+        == 4
+    )
+    extract(FakeEngine(), open_source(source), tmp_path / "out", batch_size=3, shard_size=8)
+    assert planned(source, tmp_path / "out", batch_size=None).batch_size == 3
+
+
+def test_batches_that_are_told_in_bursts_have_no_rates_of_their_own() -> None:
+    ticks = [(float(second) + early * 1e-6, 10 * second + early) for second in range(1, 41) for early in range(10)]
+    rate, low, high = planning._rates(ticks, SUMMARY)
+    assert rate == pytest.approx(10, rel=0.05)
+    assert 6 < low <= rate <= high < 15
+    assert planning._rates(ticks[:1], SUMMARY) == (SUMMARY.rate,) * 3
+
+
+def test_a_source_without_a_good_sample_is_told_as_what_it_is(tmp_path: Path) -> None:
+    source = folder_of_images(tmp_path / "images", 6)
+    for path in source.glob("*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(TooManyBadSamples, match=r"none of the samples of .*images that were tried can be read, so nothing can be measured\."):
+        planned(source, tmp_path / "out")
+
+
 def test_a_full_disk_is_warned_of_and_everything_is_told(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planning.shutil, "disk_usage", lambda _: type("usage", (), {"free": 1000})())
     (tmp_path / "few").mkdir()
@@ -72,3 +102,5 @@ def test_a_full_disk_is_warned_of_and_everything_is_told(source: Path, tmp_path:
     assert result["engine"] == "ort (fp32) on cpu"
     with pytest.raises(ConfigError, match="--workers must be at least 1 and --seconds above 0, got 0 and 1"):
         run_plan(opening, str(source), None, run=RunRecipe(), workers=0, say=lambda _: None, **{**options, "seconds": 1.0})
+    with pytest.raises(ConfigError, match="--seconds above 0, got 1 and nan"):
+        run_plan(opening, str(source), None, run=RunRecipe(), workers=1, say=lambda _: None, **{**options, "seconds": float("nan")})
