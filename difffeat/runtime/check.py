@@ -22,7 +22,7 @@ from difffeat.runtime.manifest import (
     shard_of,
     shard_path,
 )
-from difffeat.runtime.origin import ORIGIN, Origin, extract_command, read_origin
+from difffeat.runtime.origin import ORIGIN, extract_commands, read_origin, readable_origin
 from difffeat.runtime.store import map_shard
 from difffeat.runtime.table import joint_digest, part_path, read_table
 from difffeat.runtime.writer import SUMMARY_HTML, SUMMARY_JSON, quarantine_lines
@@ -114,7 +114,7 @@ class _Check:
         elif files := shard_files(self._folder, shard):
             self._add(files[0], "missing-receipt", "has no receipt, so it does not count", shard=shard)
         else:
-            resume = extract_command(self._folder, self._manifest, readable_origin(self._folder))
+            resume = extract_commands(self._folder, self._manifest, readable_origin(self._folder), [shard])[0]
             self._add(shard_path(self._folder, shard), "unfinished", "has not been computed yet", fix=resume, shard=shard)
 
     def _bad_receipt(self, path: Path, shard: int) -> None:
@@ -234,11 +234,3 @@ class _Check:
 def shard_files(store: Path, shard: int) -> list[Path]:
     """Every file of a shard, of whatever generation."""
     return sorted(path for path in (store / "shards").glob(f"{shard:05d}*") if (named := shard_of(path)) is not None and named[0] == shard)
-
-
-def readable_origin(store: Path) -> Origin | None:
-    """The origin, None where there is none or it is damaged (which `check` tells of its own)."""
-    try:
-        return read_origin(store)
-    except StoreCorrupt:
-        return None

@@ -98,7 +98,7 @@ def extract_on_ray(
     with _session(cluster, opening, num_workers, say) as crew:
         crew.hire(Worker, (crew.opening, run, out, length_multiple, crew.decoders))
         known = crew.configuration
-        check_source(known.recipe, source, batch_size, shard_size)
+        check_source(known.recipe, source, batch_size, shard_size, max_bad_fraction)
         size = batch_size or (None if overwrite else stored_batch_size(out)) or crew.probe(source, largest_batch)
         cache = None if opening.latent_cache is None else LatentCache(opening.latent_cache, known.recipe, run)
         if cache is not None:
@@ -115,6 +115,7 @@ def extract_on_ray(
             executor = f"ray, {crew.size} workers"
             summary = ledger.summary(source, device=known.engine["device"], workers=crew.decoders, executor=executor)
             write_summary(summary, files)
+            ledger.require_whole()
     return summary
 
 

@@ -66,9 +66,9 @@ def extract(
     new store.
 
     Raises SourceFormatError (a modality is missing), StoreMismatch, StoreLocked, StoreWriteError, TooManyBadSamples, NonFiniteFeature, EngineError,
-    OutOfMemory (resumable), Interrupted.
+    OutOfMemory (resumable), Interrupted, StoreIncomplete (shards are missing whose samples the source does not hold; the others are done).
     """
-    check_source(engine.recipe, source, batch_size, shard_size)
+    check_source(engine.recipe, source, batch_size, shard_size, max_bad_fraction)
     run, out = run or RunRecipe(), Path(out)
     workers = decode_workers(num_workers)
     beside = {"latents_engine": latents_engine, "latent_cache": latent_cache, "table": table, "tokenizer": tokenizer, "invert": invert}
@@ -86,13 +86,16 @@ def extract(
             writer.finish(ledger.receipts)
         summary = ledger.summary(source, device=engine.device, workers=workers)
         write_summary(summary, files)
+        ledger.require_whole()
     return summary
 
 
-def check_source(recipe: GraphRecipe, source: Source, batch_size: int | None, shard_size: int) -> None:
+def check_source(recipe: GraphRecipe, source: Source, batch_size: int | None, shard_size: int, max_bad_fraction: float) -> None:
     """Raises ConfigError and SourceFormatError for what could only fail later."""
     if shard_size < 1 or (batch_size is not None and batch_size < 1):
         raise ConfigError(f"batch size and shard size must be at least 1, got {batch_size} and {shard_size}")
+    if not 0 <= max_bad_fraction <= 1:
+        raise ConfigError(f"--max-bad-fraction must lie in 0..1, got {max_bad_fraction:g}")
     if recipe.takes_text:
         if not source.has_captions:
             raise SourceFormatError(

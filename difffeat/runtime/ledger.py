@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 from difffeat.errors import StoreIncomplete, TooManyBadSamples
 from difffeat.runtime.job import Event, Piece
 from difffeat.runtime.manifest import Receipt
+from difffeat.runtime.origin import extract_commands, readable_origin
 from difffeat.runtime.progress import Clock, Summary
 from difffeat.runtime.samples import Sample, Source
 from difffeat.runtime.witness import require_same_images
@@ -25,7 +27,7 @@ class Ledger:
 
     **Arguments:** `writer` open; `samples` of the source; `retry` whether quarantined rows are run again.
 
-    Raises StoreMismatch where an image is another one than its row was computed from, StoreIncomplete where a shard must be computed whose samples the source lacks, TooManyBadSamples where that is known already.
+    Raises StoreMismatch where an image is another one than its row was computed from, TooManyBadSamples where that is known already.
     """
 
     def __init__(self, writer: StoreWriter, samples: Sequence[Sample], clock: Clock, *, retry: bool, max_bad_fraction: float) -> None:
@@ -33,6 +35,7 @@ class Ledger:
         self.clock = clock
         self._receipts: dict[int, Receipt] = {}
         self._rows: dict[int, np.ndarray] = {}
+        self._beyond: list[int] = []
         self._retried = self._still_bad = 0
         for number in range(len(writer.manifest.shards)):
             self._look_up(number)
@@ -46,10 +49,9 @@ class Ledger:
         receipt = self._writer.shards.receipt(number)
         if receipt is None:
             if any(place is None for place in places[first : first + len(rows)]):
-                raise StoreIncomplete(
-                    f"shard {number} of {self._writer.path} must be computed, and the source does not hold all of its samples. Pass the whole source."
-                )
-            self._rows[number] = rows
+                self._beyond.append(number)
+            else:
+                self._rows[number] = rows
             return
         self._receipts[number] = receipt
         bad = [entry["row"] - first for entry in receipt.quarantined if self._retry and places[entry["row"]] is not None]
@@ -91,7 +93,7 @@ class Ledger:
             rows=manifest.rows,
             quarantined=sum(len(receipt.quarantined) for receipt in self.receipts),
             computed=computed,
-            skipped=len(manifest.shards) - computed,
+            skipped=len(manifest.shards) - computed - len(self._beyond),
             samples=clock.done - clock.before,
             seconds=time.perf_counter() - clock.started,
             stages=clock.stages,
@@ -99,6 +101,7 @@ class Ledger:
             ignored=dict(source.ignored),
             added=self._writer.added,
             healed=self._retried - self._still_bad,
+            retried=self._retried if self._retry else None,
             batch_size=manifest.batch_size,
             workers=workers,
             device=device,
@@ -106,9 +109,22 @@ class Ledger:
             reasons=_reasons(self.receipts),
         )
 
+    def require_whole(self) -> None:
+        """Raises StoreIncomplete, with what to type next, where shards are missing whose samples the source does not hold."""
+        if not self._beyond:
+            return
+        store, manifest = self._writer.path, self._writer.manifest
+        commands = extract_commands(store, manifest, readable_origin(store), self._beyond)
+        numbers = ", ".join(map(str, self._beyond[:FIRST_IDS])) + (" ..." if len(self._beyond) > FIRST_IDS else "")
+        lacking = f"shard{'' if len(self._beyond) == 1 else 's'} {numbers}"
+        raise StoreIncomplete(
+            f"{store} lacks {lacking}, and the source does not hold all of {'its' if len(self._beyond) == 1 else 'their'} samples; what it holds is "
+            f"done. Next: {'; '.join(commands)}"
+        )
+
     def _require_few_bad(self) -> None:
         total, bad = self._writer.manifest.rows, self.clock.bad
-        if bad > self._max_bad_fraction * total or bad == total:
+        if bad > math.floor(self._max_bad_fraction * total + 1e-9) or bad == total:  # 0.29 of 100 are 29, whatever their product is in binary
             raise TooManyBadSamples(
                 f"{bad} of {total} samples are in quarantine, more than --max-bad-fraction {self._max_bad_fraction:g} allows. The receipts in "
                 f"{self._writer.path / 'receipts'} say why each; mend the source and pass --overwrite, or raise the limit and run again to go on."

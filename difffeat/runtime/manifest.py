@@ -81,6 +81,15 @@ class Manifest:
             row += count
         return tuple(starts)
 
+    def part_of(self, shard: int) -> int:
+        """Which part of the samples table a shard's rows stand in: parts are cut into shards by themselves."""
+        first, end = self.first_rows[shard], 0
+        for number, part in enumerate(self.samples):
+            end += part.rows
+            if first < end:
+                return number
+        raise IndexError(f"shard {shard} of {len(self.shards)}")
+
     @property
     def batch_sizes(self) -> tuple[int, ...]:
         """Every batch size that a shard of this store may have been computed with."""

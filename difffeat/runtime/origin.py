@@ -5,12 +5,13 @@ The manifest decides what a store's bytes are; `origin.json` only adds what it c
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from difffeat.errors import StoreCorrupt
 from difffeat.runtime.files import Files
@@ -18,6 +19,8 @@ from difffeat.runtime.manifest import Manifest, read_json
 
 FORMAT = "difffeat-origin/1"
 ORIGIN = "origin.json"
+_PLACES = ("images", "coco_captions", "classes", "latents")
+"""Options that name a file or folder."""
 _PASSWORD = re.compile(r"(://[^/?#@:]*:)[^/?#@]+@")
 
 
@@ -25,23 +28,58 @@ _PASSWORD = re.compile(r"(://[^/?#@:]*:)[^/?#@]+@")
 class Origin:
     """Artifact and source as they were given, and the options of `difffeat extract` that the manifest does not hold.
 
-    **Fields:** `options` name of the option without dashes in front -> its value; True or False for a switch.
+    **Fields:** `options` name of the option without dashes in front -> its value; True or False for a switch; `added` the same of each later run
+    that added samples, None where nobody knows.
     """
 
     artifact: str
     source: str
     options: Mapping[str, Any] = field(default_factory=dict)
+    added: tuple[Origin | None, ...] = ()
 
     @classmethod
     def of(cls, artifact: str, source: str, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> Origin:
-        """Out of options by their Python names; those that have their default are left out."""
+        """Out of options by their Python names; those that have their default are left out. Places on this machine become absolute, so that the
+        command which names them can be typed anywhere.
+        """
         chosen = {name: value for name, value in given.items() if name not in defaults or value != defaults[name]}
-        plain = {name.replace("_", "-"): without_password(str(value)) if isinstance(value, (Path, str)) else value for name, value in chosen.items()}
-        return cls(artifact, without_password(source), plain)
+        plain = {name.replace("_", "-"): _plain(name, value) for name, value in chosen.items()}
+        return cls(os.path.abspath(artifact), without_password(_absolute(source)), plain)
+
+    def of_part(self, part: int) -> Origin | None:
+        """Of the samples in one part of the samples table; None where nobody knows."""
+        if part == 0:
+            return replace(self, added=())
+        return self.added[part - 1] if part <= len(self.added) else None
+
+    def with_part(self, part: int, origin: Origin) -> Origin:
+        """When samples were added as this part (1 is the first that was added)."""
+        known = self.added[: part - 1]
+        return replace(self, added=(*known, *(None for _ in range(part - 1 - len(known))), origin))
 
     def write(self, store: Path, files: Files) -> None:
         """Beside the manifest, by the commit protocol."""
         files.commit_json(store / ORIGIN, {"format": FORMAT, **asdict(self)})
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Self:
+        """The inverse of `asdict`. Raises KeyError, TypeError and ValueError on anything else."""
+        if not all(isinstance(data[key], str) for key in ("artifact", "source")):
+            raise ValueError("artifact and source must be text")
+        added = tuple(None if own is None else cls.from_dict(own) for own in data.get("added", ()))
+        return cls(data["artifact"], data["source"], dict(data["options"]), added)
+
+
+def _plain(name: str, value: Any) -> Any:
+    """An option's value in types of JSON."""
+    if not isinstance(value, (Path, str)):
+        return value
+    return without_password(_absolute(str(value)) if name in _PLACES else str(value))
+
+
+def _absolute(place: str) -> str:
+    """A path from the root, whatever patterns are in it; URLs stay as they are."""
+    return place if "://" in place else os.path.abspath(os.path.expanduser(place))
 
 
 def without_password(place: str) -> str:
@@ -56,11 +94,19 @@ def read_origin(store: Path) -> Origin | None:
         return None
     data = read_json(path)
     try:
-        if data["format"] != FORMAT or not all(isinstance(data[key], str) for key in ("artifact", "source")):
+        if data["format"] != FORMAT:
             raise ValueError(f"format {data['format']!r}")
-        return Origin(data["artifact"], data["source"], dict(data["options"]))
-    except (KeyError, TypeError, ValueError) as error:
+        return Origin.from_dict(data)
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise StoreCorrupt(f"{path} is damaged ({type(error).__name__}: {error}). It is only informational: delete it.") from None
+
+
+def readable_origin(store: Path) -> Origin | None:
+    """The origin, None where there is none or it is damaged (which `store verify` tells)."""
+    try:
+        return read_origin(store)
+    except StoreCorrupt:
+        return None
 
 
 def extract_command(store: Path, manifest: Manifest, origin: Origin | None) -> str:
@@ -87,3 +133,9 @@ def extract_command(store: Path, manifest: Manifest, origin: Origin | None) -> s
     for name, value in options.items():
         words += [f"--{'' if value else 'no-'}{name}"] if isinstance(value, bool) else [f"--{name}", str(value)]
     return shlex.join(words)
+
+
+def extract_commands(store: Path, manifest: Manifest, origin: Origin | None, shards: Iterable[int]) -> list[str]:
+    """The commands that compute these shards: one, or where samples were added one for each source that holds any of them."""
+    parts = dict.fromkeys(manifest.part_of(shard) for shard in shards)
+    return list(dict.fromkeys(extract_command(store, manifest, None if origin is None else origin.of_part(part)) for part in parts))

@@ -31,7 +31,8 @@ class Summary:
 
     **Fields:** `rows` in the store; `quarantined` among them; `computed` and `skipped` shards; `samples` computed in this run, in `seconds`; `stages`
     seconds that each stage worked (of stages with several threads or workers, the mean of them) and `waiting` seconds that it waited for another;
-    `ignored` files the source passed over; `added` rows, and `healed` ones that were in quarantine; `batch_size`; `workers` threads that decode;
+    `ignored` files the source passed over; `added` rows, and `healed` ones that were in quarantine, of `retried` (None: not
+    asked to); `batch_size`; `workers` threads that decode;
     `device` and `reasons` for the words that come of it: errors in quarantine, with how many samples and the first ids.
     """
 
@@ -47,6 +48,7 @@ class Summary:
     waiting: dict[str, float] = field(default_factory=dict)
     added: int = 0
     healed: int = 0
+    retried: int | None = None
     batch_size: int = 0
     workers: int = 1
     device: str = "cpu"

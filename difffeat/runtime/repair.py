@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from difffeat.errors import StoreCorrupt, StoreMismatch
 from difffeat.runtime.check import RECOMPUTED, REMOVED, UNFINISHED, Problem, check, shard_files
 from difffeat.runtime.files import Files, Lock, sweep_temporaries
 from difffeat.runtime.manifest import Manifest, read_manifest, read_receipt, receipt_path
 from difffeat.runtime.samples import Source
-from difffeat.runtime.table import joint_digest, row_digests, sample_columns
+from difffeat.runtime.store import map_shard
+from difffeat.runtime.table import Columns, joint_digest, restored_table, row_digests, sample_columns
+from difffeat.runtime.witness import require_same_images
 from difffeat.runtime.writer import render_quarantine, writing
+
+_UNTOUCHED = "Nothing was touched; give the source as it was."
 
 
 @dataclass(frozen=True)
@@ -55,17 +62,60 @@ def diagnose(store: Path) -> Diagnosis:
     )
 
 
-def require_samples(store: Path, manifest: Manifest, source: Source) -> None:
-    """Raises StoreMismatch unless a source lists the samples that a store was made from; nothing has been touched then.
+def mendable(store: Path, manifest: Manifest, source: Source, found: Diagnosis) -> tuple[int, ...]:
+    """Those of the missing shards (`found.shards` and `found.unfinished`) whose samples a source lists; nothing has been touched then.
 
-    Where samples were added to the store, the source may have another order, and the writer compares sample by sample later.
+    Raises StoreMismatch where it lists other samples than the store was made from, other images, or none that are missing. Of a store that was never
+    added to it must list all; of one that was, the samples of any part will do.
     """
+    if len(manifest.samples) == 1:
+        require_samples(store, manifest, source)
     columns = sample_columns(source.samples)
-    if len(source) < manifest.rows or (len(manifest.samples) == 1 and joint_digest(row_digests(columns)) != manifest.samples[0].digest):
+    place = {name: index for index, name in enumerate(columns["id"])}
+    stored, rows = _table(store, manifest, source, columns)
+    given = row_digests(columns)
+    places = [place.get(name) for name in stored["id"]]
+    for name, row, index in zip(stored["id"], rows, places, strict=True):
+        if index is not None and given[index] != row:
+            raise StoreMismatch(f"{source.name} lists {name!r} with another place, size, captions or labels than {store} has. {_UNTOUCHED}")
+    ends = [first + count for first, count in zip(manifest.first_rows, manifest.shards, strict=True)]
+    missing = sorted({*found.shards, *found.unfinished})
+    here = tuple(shard for shard in missing if None not in places[manifest.first_rows[shard] : ends[shard]])
+    if missing and not here:
+        raise StoreMismatch(f"{source.name} does not hold the samples that {store} lacks (shards: {', '.join(map(str, missing))}). {_UNTOUCHED}")
+    whole = [receipt for shard in range(len(ends)) if shard not in missing and (receipt := read_receipt(store, manifest, shard)) is not None]
+    require_same_images(store, manifest, whole, source.samples, places)
+    return here
+
+
+def _table(store: Path, manifest: Manifest, source: Source, columns: Columns) -> tuple[Columns, list[bytes]]:
+    """The samples table, as it is or as this source restores it."""
+    try:
+        return restored_table(store, manifest, columns)[:2]
+    except StoreCorrupt as error:
+        raise StoreMismatch(f"{source.name} does not restore the samples table of {store}: {error} {_UNTOUCHED}") from None
+
+
+def require_samples(store: Path, manifest: Manifest, source: Source) -> None:
+    """Raises StoreMismatch unless a source lists the samples that a store was made from, in their order; nothing has been touched then."""
+    if joint_digest(row_digests(sample_columns(source.samples))) != manifest.samples[0].digest:
         raise StoreMismatch(
             f"{source.name} lists other samples than {store} was made from: {len(source)} now, {manifest.rows} then, or other places, sizes, "
-            "captions or labels. Nothing was touched; give the source as it was."
+            f"captions or labels. {_UNTOUCHED}"
         )
+
+
+def inputs_of(store: Path, manifest: Manifest, shards: Sequence[int]) -> dict[int, np.ndarray]:
+    """For each of these shards the SHA-256 of what was read for its rows, uint8 [n, 32]; those whose file cannot be read are left out.
+
+    Of a damaged shard they may be damaged too.
+    """
+    found = {}
+    for shard in shards:
+        for path in shard_files(store, shard):
+            with contextlib.suppress(StoreCorrupt):
+                found[shard] = np.array(map_shard(path, manifest, manifest.shards[shard])["inputs"])
+    return found
 
 
 def shard_digests_of(store: Path, manifest: Manifest, shards: Sequence[int]) -> dict[int, str]:
@@ -81,15 +131,17 @@ def shard_digests_of(store: Path, manifest: Manifest, shards: Sequence[int]) -> 
     return digests
 
 
-def set_aside(store: Path, found: Diagnosis, files: Files | None = None) -> list[str]:
+def set_aside(store: Path, found: Diagnosis, files: Files | None = None, *, shards: Sequence[int] | None = None) -> list[str]:
     """Remove what is damaged, each receipt ahead of its shard, and render what needs no engine; the names of the removed files.
+
+    **Arguments:** `shards` those of the damaged ones to set aside (None: all).
 
     Stopped midway, the store only lacks shards, and the same repair goes on. Raises StoreLocked, StoreWriteError.
     """
     files = files or Files()
     removed: list[str] = []
     with writing(store), Lock(store, files):
-        for shard in found.shards:
+        for shard in found.shards if shards is None else shards:
             for path in (receipt_path(store, shard), *shard_files(store, shard)):
                 removed += _remove(path, store, files)
         for name in found.remove:

@@ -188,6 +188,10 @@ class Store:
         """Row, id, stage, error and message of every sample that was set aside."""
         return [dict(entry) for receipt in self._receipts if receipt is not None for entry in receipt.quarantined]
 
+    def is_finished(self, shard: int) -> bool:
+        """Whether a shard has its receipt."""
+        return self._receipts[shard] is not None
+
     @property
     def finished_shards(self) -> int:
         """How many shards have their receipt."""

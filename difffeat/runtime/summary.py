@@ -26,6 +26,7 @@ def summary_dict(summary: Summary) -> dict[str, Any]:
         "quarantined": summary.quarantined,
         "added": summary.added,
         "healed": summary.healed,
+        "retried": summary.retried,
         "computed_shards": summary.computed,
         "skipped_shards": summary.skipped,
         "samples": summary.samples,
@@ -54,6 +55,8 @@ def summary_text(summary: Summary) -> str:
         lines.append(f"  slowest: {summary.bottleneck}. {summary.advice}")
     if summary.added:
         lines.append(f"  {summary.added} rows were added")
+    if summary.retried == 0 and summary.quarantined:
+        lines.append("  nothing was retried: the source holds none of the samples in quarantine, by their ids")
     if summary.healed:
         lines.append(f"  {summary.healed} quarantined samples are good now")
     if summary.quarantined:

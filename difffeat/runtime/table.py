@@ -10,12 +10,13 @@ from typing import Any
 
 from difffeat.errors import StoreCorrupt
 from difffeat.recipe import canonical_json
-from difffeat.runtime.manifest import SAMPLES, Manifest, Receipt
+from difffeat.runtime.manifest import SAMPLES, Manifest, Receipt, SamplesPart
 from difffeat.runtime.samples import Sample
 
 Columns = dict[str, list[Any]]
 COLUMNS = ("id", "image", "bytes", "captions", "labels")
 LISTS = ("captions", "labels")
+_RESTORE = "Run the extraction of those very samples again (with --append where they were added): it writes them anew."
 
 
 def sample_columns(samples: Iterable[Sample]) -> Columns:
@@ -110,15 +111,44 @@ def read_table(store: Path, manifest: Manifest) -> tuple[Columns, list[bytes]]:
     columns: Columns = {name: [] for name in COLUMNS}
     rows: list[bytes] = []
     for number, part in enumerate(manifest.samples):
-        path = part_path(store, number)
-        found = _read_part(path, part.rows)
-        digests = row_digests(found)
-        if joint_digest(digests) not in (part.digest, part.becoming):
-            raise StoreCorrupt(f"{path} is not the one the manifest was written with. Restore it, or extract again with --overwrite.")
+        found, digests = _checked_part(part_path(store, number), part)
         rows += digests
         for name in COLUMNS:
             columns[name] += found[name]
     return columns, rows
+
+
+def restored_table(store: Path, manifest: Manifest, source: Columns) -> tuple[Columns, list[bytes], dict[int, Columns]]:
+    """The whole table and the digest of each row, with damaged parts out of a source that lists the very samples they held; those parts by number.
+
+    The source may list one part's samples, or those of all parts in their order. Raises StoreCorrupt where it does neither.
+    """
+    given = row_digests(source)
+    columns: Columns = {name: [] for name in COLUMNS}
+    rows: list[bytes] = []
+    mended: dict[int, Columns] = {}
+    for number, part in enumerate(manifest.samples):
+        path = part_path(store, number)
+        try:
+            found, digests = _checked_part(path, part)
+        except StoreCorrupt as error:
+            start = next((s for s in (len(rows), 0) if joint_digest(given[s : s + part.rows]) in (part.digest, part.becoming)), None)
+            if start is None:
+                raise error
+            found, digests = take(source, range(start, start + part.rows)), given[start : start + part.rows]
+            mended[number] = found
+        rows += digests
+        for name in COLUMNS:
+            columns[name] += found[name]
+    return columns, rows, mended
+
+
+def _checked_part(path: Path, part: SamplesPart) -> tuple[Columns, list[bytes]]:
+    found = _read_part(path, part.rows)
+    digests = row_digests(found)
+    if joint_digest(digests) not in (part.digest, part.becoming):
+        raise StoreCorrupt(f"{path} is not the one the manifest was written with. {_RESTORE}")
+    return found, digests
 
 
 def _read_part(path: Path, rows: int) -> Columns:
@@ -133,7 +163,7 @@ def _read_part(path: Path, rows: int) -> Columns:
             table = file.read().to_pydict()
         return {name: table[name] for name in COLUMNS}
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-        raise StoreCorrupt(f"{path} is damaged ({error}). Restore it, or extract again with --overwrite.") from None
+        raise StoreCorrupt(f"{path} is damaged ({error}). {_RESTORE}") from None
 
 
 def _ends(counts: Sequence[int]) -> list[int]:

@@ -31,8 +31,8 @@ from difffeat.runtime.manifest import (
     signed,
 )
 from difffeat.runtime.matching import Match, Mode, match_append, match_new, match_resume, match_retry
-from difffeat.runtime.origin import ORIGIN, Origin
-from difffeat.runtime.table import Columns, encode_part, joint_digest, part_path, read_table, row_digests, take
+from difffeat.runtime.origin import ORIGIN, Origin, readable_origin
+from difffeat.runtime.table import Columns, encode_part, joint_digest, part_path, read_table, restored_table, take
 
 Digests = Sequence[str] | Mapping[int, str]
 """Of the samples of each shard, by its number."""
@@ -211,17 +211,14 @@ class StoreWriter:
             self._commit_manifest(replace(self._on_disk, batch_size=final.batch_size, earlier_batch_sizes=final.earlier_batch_sizes))
 
     def _stored(self) -> tuple[Columns, list[bytes]]:
-        """The samples table that is there. A damaged one is written again where the source's samples are the very ones that the manifest lists."""
+        """The samples table that is there. Parts that are damaged are written again where the source's samples are the very ones they held."""
         try:
             return read_table(self.path, self._on_disk)
         except StoreCorrupt:
-            rows = row_digests(self._columns)
-            if self._mode is not Mode.RESUME or _settled(self._on_disk, rows).samples != self._on_disk.samples:
-                raise
-            self.match = match_new(self._on_disk, self._columns)
-            for number in range(len(self._on_disk.samples)):
-                self._write_part(number)
-            return self._columns, rows
+            columns, rows, mended = restored_table(self.path, self._on_disk, self._columns)
+            for number, part in mended.items():
+                self._commit_part(number, part)
+            return columns, rows
 
     def _clear(self) -> None:
         """Delete an older store; its manifest first, so that a kill midway leaves no store rather than half of one."""
@@ -269,8 +266,18 @@ class StoreWriter:
         aside).
         """
         with writing(self.path):
+            self._sweep_generations()  # a retry that was killed, then followed by a run of the old samples, leaves its shards behind
+            self._note_origin()
             self._commit_samples()
             render_quarantine(self.path, receipts, self._files)
+
+    def _note_origin(self) -> None:
+        """Where added samples came from, ahead of the manifest that lists them: killed in between, the same run notes the same again."""
+        part = len(self._settled.samples)
+        if self._origin is None or self.added == 0 or (known := readable_origin(self.path)) is None:
+            return
+        if (noted := known.with_part(part, self._origin)) != known:
+            noted.write(self.path, self._files)
 
     def _commit_samples(self) -> None:
         """Parts that changed are announced in the manifest, then replaced; new parts are written; the manifest says last that all is done."""
@@ -291,7 +298,10 @@ class StoreWriter:
     def _write_part(self, number: int) -> None:
         parts = self.match.manifest.samples
         start = sum(part.rows for part in parts[:number])
-        content = encode_part(take(self.match.columns, range(start, start + parts[number].rows)))
+        self._commit_part(number, take(self.match.columns, range(start, start + parts[number].rows)))
+
+    def _commit_part(self, number: int, columns: Columns) -> None:
+        content = encode_part(columns)
         self._files.commit(part_path(self.path, number), iter_chunks(content), content.nbytes)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from difffeat.recipe import Recipe, format_timestep
 from difffeat.runtime.manifest import read_manifest
-from difffeat.runtime.origin import Origin, extract_command, read_origin
+from difffeat.runtime.origin import Origin, extract_commands, read_origin
 from difffeat.runtime.store import Store
 
 SHOWN = 12
@@ -22,7 +23,8 @@ def describe_store(path: Path) -> dict[str, Any]:
     store = Store.open(path, partial=True)
     origin = read_origin(path)
     done, shards = store.finished_shards, len(store.manifest["shards"])
-    resume = None if done == shards else extract_command(path, read_manifest(path), origin)
+    missing = [shard for shard in range(shards) if not store.is_finished(shard)]
+    resume = "; ".join(extract_commands(path, read_manifest(path), origin, missing)) or None
     facts: dict[str, Any] = {
         "path": str(path),
         "rows": len(store),
@@ -35,7 +37,7 @@ def describe_store(path: Path) -> dict[str, Any]:
         "taps": {tap: store.manifest["taps"][tap] for tap in store.taps},
         "classes": _positives(store),
         "bytes": sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
-        "origin": None if origin is None else vars(origin),
+        "origin": None if origin is None else asdict(origin),
         "fingerprint": store.fingerprint,
         "manifest": store.manifest,
     }
@@ -73,6 +75,7 @@ def _lines(facts: dict[str, Any], store: Store, origin: Origin | None) -> list[s
         f"  engine {engine['name']} ({engine['precision']}, {engine['device']}), batch {manifest['batch_size']}",
         f"  versions {', '.join(f'{name} {version}' for name, version in manifest['versions'].items())}",
         *([f"  made from {origin.source} with {origin.artifact}"] if origin is not None else []),
+        *([f"  added from {added.source}" for added in origin.added if added is not None] if origin is not None else []),
         f"  fingerprint {facts['fingerprint']}",
     ]
 

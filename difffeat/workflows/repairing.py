@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from difffeat.engines import Artifact, EngineOptions
 from difffeat.errors import EXIT_OK, ConfigError, StoreCorrupt, StoreIncomplete, StoreMismatch
-from difffeat.runtime.check import check, readable_origin
+from difffeat.runtime.check import UNFINISHED, check
 from difffeat.runtime.manifest import Manifest, differences, read_manifest
 from difffeat.runtime.matching import Mode
-from difffeat.runtime.origin import Origin, extract_command
-from difffeat.runtime.repair import Diagnosis, diagnose, require_samples, set_aside, shard_digests_of
+from difffeat.runtime.origin import Origin, extract_command, extract_commands, readable_origin
+from difffeat.runtime.repair import Diagnosis, diagnose, inputs_of, mendable, set_aside, shard_digests_of
 from difffeat.runtime.sources import open_source
 from difffeat.runtime.sources_options import SourceOptions
 from difffeat.workflows.commands import run_extract
@@ -22,13 +25,14 @@ Say = Callable[..., None]
 
 
 def run_verify_store(path: Path) -> dict[str, Any]:
-    """Read and hash everything again; `exit_code` is that of StoreCorrupt when anything is wrong."""
+    """Read and hash everything again; `exit_code` is that of StoreCorrupt when anything is wrong, of StoreIncomplete when shards are only missing."""
     problems = check(path)
     lines = [f"{len(problems)} problems in {path}:", *(f"  {problem}" for problem in problems)]
+    only_unfinished = {problem.kind for problem in problems} <= {*UNFINISHED, "leftover"} and any(p.kind in UNFINISHED for p in problems)
     return {
         "path": str(path),
         "problems": [asdict(problem) for problem in problems],
-        "exit_code": StoreCorrupt.exit_code if problems else EXIT_OK,
+        "exit_code": EXIT_OK if not problems else StoreIncomplete.exit_code if only_unfinished else StoreCorrupt.exit_code,
         "text": "\n".join(lines) if problems else f"{path}: every file is what its receipt says",
     }
 
@@ -58,7 +62,7 @@ def run_repair(
     found, manifest = diagnose(store), read_manifest(store)
     given = {"device": device, "latents": latents, **vars(source_options or SourceOptions())}
     origin = _origin(readable_origin(store), artifact, source, given)
-    command = extract_command(store, manifest, origin)
+    command = "; ".join(_commands(store, manifest, found, origin, source))
     if not found.problems:
         return _result(store, found, f"{store}: every file is what its receipt says; there is nothing to repair")
     if dry_run:
@@ -66,11 +70,21 @@ def run_repair(
     if artifact is None or origin is None or not found.needs_extraction:
         return _set_aside_only(store, found, command)
     require_same_graph(store, manifest, Artifact.open(artifact))
-    require_samples(store, manifest, open_source(origin.source, _source_options(origin)))
-    before = shard_digests_of(store, manifest, found.shards)
-    removed = set_aside(store, found)
-    _extract(store, manifest, origin, threads, say)
-    return _mended(store, found, removed, before)
+    here = mendable(store, manifest, open_source(origin.source, _source_options(origin)), found)
+    damaged = [shard for shard in found.shards if shard in here]
+    before, read = shard_digests_of(store, manifest, damaged), inputs_of(store, manifest, damaged)
+    removed = set_aside(store, found, shards=damaged)
+    with contextlib.suppress(StoreIncomplete):  # of shards that this source does not hold; what is left is told below
+        _extract(store, manifest, origin, threads, say)
+    return _mended(store, found, here, removed, before, read)
+
+
+def _commands(store: Path, manifest: Manifest, found: Diagnosis, origin: Origin | None, source: str | None) -> list[str]:
+    """What to type to compute what is missing: with the source that was given, or with each that the store remembers to have been made from."""
+    missing = sorted({*found.shards, *found.unfinished})
+    if source is not None or not missing:
+        return [extract_command(store, manifest, origin)]
+    return extract_commands(store, manifest, origin, missing)
 
 
 def require_same_graph(store: Path, manifest: Manifest, artifact: Artifact) -> None:
@@ -89,7 +103,7 @@ def _origin(known: Origin | None, artifact: Path | None, source: str | None, giv
     if places is None:
         return None
     now = Origin.of(*places, given, defaults={"device": None, "latents": None, **vars(SourceOptions())})
-    return replace(now, options={**(known.options if known is not None else {}), **now.options})
+    return now if known is None else replace(now, options={**known.options, **now.options}, added=known.added)
 
 
 def _source_options(origin: Origin) -> SourceOptions:
@@ -133,21 +147,41 @@ def _set_aside_only(store: Path, found: Diagnosis, command: str) -> dict[str, An
     return _result(store, found, "\n".join(lines), removed, exit_code=StoreCorrupt.exit_code if found.foreign else EXIT_OK)
 
 
-def _mended(store: Path, found: Diagnosis, removed: list[str], before: Mapping[int, str]) -> dict[str, Any]:
+def _mended(
+    store: Path, found: Diagnosis, computed: Sequence[int], removed: list[str], before: Mapping[int, str], read: Mapping[int, np.ndarray]
+) -> dict[str, Any]:
     """What came of it: everything is hashed once more, and held against what the receipts said before."""
     after, manifest = diagnose(store), read_manifest(store)
     now = shard_digests_of(store, manifest, tuple(before))
     changed = [shard for shard, sha256 in before.items() if now.get(shard) != sha256]
-    computed = sorted({*found.shards, *found.unfinished})
+    others = _read_otherwise(store, manifest, changed, read)
     same = f"; {len(before) - len(changed)} of them have the bytes that their receipts stated before" if before else ""
     lines = [
         *_found_lines(store, found),
         _removed_line(removed),
         f"computed again: {_listed(computed)}{same}",
-        *([f"other bytes than before: {_listed(changed)}. This machine's processor or libraries compute otherwise."] if changed else []),
+        *([f"other bytes than before: {_listed(changed)}. {_why(others)}"] if changed else []),
         *(_found_lines(store, after) if after.problems else [f"{store}: every file is what its receipt says"]),
     ]
-    return _result(store, found, "\n".join(lines), removed, exit_code=StoreCorrupt.exit_code if after.problems else EXIT_OK, changed=changed)
+    return _result(
+        store, found, "\n".join(lines), removed, exit_code=StoreCorrupt.exit_code if after.problems or others else EXIT_OK, changed=changed
+    )
+
+
+def _read_otherwise(store: Path, manifest: Manifest, changed: Sequence[int], read: Mapping[int, np.ndarray]) -> list[int]:
+    """Rows of these shards whose images hash to something else than before the repair, most of a shard's at once: a few may be the damage itself."""
+    now = inputs_of(store, manifest, changed)
+    rows = {shard: np.flatnonzero((now[shard] != read[shard]).any(axis=1)) for shard in changed if shard in now and shard in read}
+    return [manifest.first_rows[shard] + int(row) for shard, found in rows.items() if 2 * len(found) > manifest.shards[shard] for row in found]
+
+
+def _why(others: Sequence[int]) -> str:
+    if not others:
+        return "This machine's processor or libraries compute otherwise."
+    return (
+        f"{len(others)} of their rows, the first is row {others[0]}, were computed from other images than before, although names and sizes are the "
+        "same. Put the images back and repair again, or extract these to another -o."
+    )
 
 
 def _found_lines(store: Path, found: Diagnosis) -> list[str]:

@@ -4,65 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import shutil
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from difffeat.cli import main
 from difffeat.runtime.store import Store
 from tests.artifacts import copy_of, exported
-from tests.runtime.fake import encoded, folder_of_images, tree
-
-
-@dataclass
-class Ran:
-    """What a command did."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-Run = Callable[..., Ran]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
-    """`run("extract", ...)` in an empty folder of its own."""
-    work = tmp_path / "work"
-    work.mkdir()
-    monkeypatch.chdir(work)
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
-
-    def command(*arguments: object) -> Ran:
-        monkeypatch.setattr(sys, "argv", ["difffeat", *map(str, arguments)])
-        capsys.readouterr()
-        code = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        printed = capsys.readouterr()
-        return Ran(code, printed.out, printed.err)
-
-    return command
-
-
-@pytest.fixture
-def images(tmp_path: Path) -> Path:
-    return folder_of_images(tmp_path / "images", 6)
-
+from tests.cli.conftest import Run
+from tests.runtime.fake import encoded
 
 VERBS = (
     "export",
@@ -261,60 +212,6 @@ def test_verify_tells_a_whole_store_from_a_spoiled_one(run: Run, images: Path) -
     assert "00000.safetensors is corrupt: its SHA-256 is not the receipt's. Next: difffeat store repair out" in result.out
     (problem,) = run("store", "verify", "out", "--json").json["problems"]
     assert (problem["file"], problem["kind"], problem["fix"]) == ("shards/00000.safetensors", "wrong-bytes", "difffeat store repair out")
-
-
-def spoil(store: Path) -> None:
-    """One shard with a flipped bit, another's receipt no JSON."""
-    shard = store / "shards/00000.safetensors"
-    content = bytearray(shard.read_bytes())
-    content[-1] ^= 1
-    shard.write_bytes(content)
-    (store / "receipts/00002.json").write_text("{")
-
-
-def test_repair_says_what_it_would_do_then_how_to_and_the_command_restores_every_byte(run: Run, images: Path) -> None:
-    run("extract", exported("image").path, images, "-o", "out", "--shard-size", "2", "--batch-size", "2", "--seed", "3")
-    store, before = Path("out"), tree(Path("out"))
-    assert "there is nothing to repair" in run("store", "repair", "out").out
-    spoil(store)
-    damaged = tree(store)
-    dry = run("store", "repair", "out", "--dry-run")
-    assert (dry.code, tree(store)) == (0, damaged)
-    assert "would set aside, with their receipts: shards 0, 2" in dry.out
-    told = run("store", "repair", "out", "--json")
-    assert told.code == 4
-    assert told.json["removed"] == [f"{name}/0000{n}.{end}" for n in (0, 2) for name, end in (("receipts", "json"), ("shards", "safetensors"))]
-    command = shlex.split(told.json["next"])
-    assert command[:6] == ["difffeat", "extract", str(exported("image").path), str(images), "-o", "out"]
-    assert run(*command[1:]).code == 0
-    assert tree(store) == before
-
-
-def test_repair_with_artifact_and_source_restores_every_byte(run: Run, images: Path) -> None:
-    run("extract", exported("image").path, images, "-o", "out", "--shard-size", "2", "--batch-size", "2", "--seed", "3")
-    store, before = Path("out"), tree(Path("out"))
-    spoil(store)
-    result = run("store", "repair", "out", exported("image").path, images)
-    assert (result.code, tree(store)) == (0, before), result.err
-    assert "computed again: shards 0, 2; 1 of them have the bytes that their receipts stated before" in result.out
-    assert "out: every file is what its receipt says" in result.out
-
-
-def test_repair_with_another_artifact_or_source_touches_nothing(run: Run, images: Path, tmp_path: Path) -> None:
-    run("extract", exported("image").path, images, "-o", "out", "--shard-size", "2")
-    spoil(Path("out"))
-    damaged = tree(Path("out"))
-    other = run("store", "repair", "out", exported("image-constant").path, images)
-    assert other.code == 1
-    assert "was not made with" in other.err
-    assert "noising: 'random' -> 'constant'" in other.err
-    fewer = run("store", "repair", "out", exported("image").path, folder_of_images(tmp_path / "fewer", 5))
-    assert fewer.code == 1
-    assert "lists other samples than out was made from: 5 now, 6 then" in fewer.err
-    half = run("store", "repair", "out", exported("image").path)
-    assert half.code == 2
-    assert "give both, the artifact and the source" in half.err
-    assert tree(Path("out")) == damaged
 
 
 def test_convert_and_diff_print_what_they_did(run: Run, images: Path) -> None:

@@ -20,7 +20,8 @@ from difffeat.runtime.progress import Summary
 from difffeat.runtime.samples import Sample, Source, multi_hot_classes
 from difffeat.runtime.sources import open_source
 from difffeat.runtime.store import Store, verify
-from tests.runtime.fake import FakeEngine, encoded, folder_of_images, tree
+from difffeat.runtime.summary import summary_text
+from tests.runtime.fake import CountedFiles, FakeEngine, encoded, folder_of_images, tree
 
 
 def run(source: Path | Source, out: Path, mode: Mode = Mode.RESUME, **options: Any) -> Summary:
@@ -98,7 +99,7 @@ def test_a_grown_store_is_gone_on_with_by_the_same_command(source: Path, tmp_pat
     assert tree(out) == whole
     (out / "receipts" / "00000.json").unlink()
     with pytest.raises(
-        StoreIncomplete, match=r"shard 0 of .* must be computed, and the source does not hold all of its samples. Pass the whole source"
+        StoreIncomplete, match=r"lacks shard 0, and the source does not hold all of its samples; what it holds is done. Next: difffeat extract "
     ):
         run(Source("more", listed.samples[6:]), out, Mode.APPEND)
 
@@ -271,6 +272,45 @@ def test_a_shard_lost_after_a_retry_is_computed_again(source: Path, tmp_path: Pa
     assert sorted(path.name for path in (out / "shards").iterdir()) == [f"0000{n}.safetensors" for n in range(3)]
     assert features(Store.open(out)) == whole
     assert verify(out) == []
+
+
+def test_a_retry_that_was_killed_and_then_taken_back_leaves_nothing_behind(source: Path, tmp_path: Path) -> None:
+    class Killed(BaseException):
+        pass
+
+    spoil(source, 1, 5)
+    run(source, tmp_path / "first")
+    before = tree(tmp_path / "first")
+    stop, reached = 0, False
+    while not reached:
+        out = Path(shutil.copytree(tmp_path / "first", tmp_path / f"stopped{stop}"))
+        mend(source, 1, 5)
+
+        def at(number: int, name: str, stop: int = stop) -> None:
+            if number == stop:
+                raise Killed
+
+        try:
+            run(source, out, Mode.RETRY, files=CountedFiles(at))
+            reached = True
+        except Killed:
+            spoil(source, 1, 5)
+            finished = Store.open(out, partial=True).manifest["samples"] != Store.open(tmp_path / "first").manifest["samples"]
+            if not finished:  # else the mended samples are the store's
+                run(source, out)
+                assert tree(out) == before, stop
+                assert verify(out) == []
+        stop += 1
+    assert stop > 30
+
+
+def test_the_end_of_a_retry_that_matched_nothing_says_so(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    spoil(source, 1)
+    run(source, out)
+    summary = run(Source("others", open_source(source).samples[4:]), out, Mode.RETRY)
+    assert (summary.healed, summary.retried, summary.quarantined) == (0, 0, 1)
+    assert "nothing was retried: the source holds none of the samples in quarantine, by their ids" in summary_text(summary)
 
 
 def test_captions_are_mended_too(tmp_path: Path) -> None:

@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from difffeat.errors import DifffeatError, RecipeMismatch, StoreIncomplete
+from difffeat.errors import DifffeatError, RecipeMismatch, StoreIncomplete, StoreMismatch
 from difffeat.recipe import RunRecipe
 from difffeat.runtime.extract import extract
 from difffeat.runtime.samples import Source
 from difffeat.runtime.sources import open_source
 from difffeat.runtime.store import Store
 from tests.artifacts import VAE, dit_weights, exported
-from tests.runtime.fake import folder_of_images
+from tests.runtime.fake import encoded, folder_of_images
 from tests.runtime.test_extract import FP32, extracted, opened
 
 
@@ -89,6 +89,29 @@ def test_another_autoencoder_is_refused(images: Path, tmp_path: Path) -> None:
         extracted("from-latents", images, tmp_path / "out", latent_cache=tmp_path / "cache")
 
 
+def test_other_images_of_the_same_names_are_refused(images: Path, cache: Path, tmp_path: Path) -> None:
+    other = folder_of_images(tmp_path / "other", 9)
+    (other / "04.png").write_bytes(encoded(99))
+    with pytest.raises(StoreMismatch, match=r"was made from another image than '04' \(04\.png\): .* Make a cache from this source\."):
+        extracted("from-latents", other, tmp_path / "out", latent_cache=cache)
+    same_size = bytearray((images / "04.png").read_bytes())
+    same_size[-1] ^= 1
+    (other / "04.png").write_bytes(same_size)
+    with pytest.raises(StoreMismatch, match="its bytes are others now"):
+        extracted("from-latents", other, tmp_path / "out", latent_cache=cache)
+    assert not (tmp_path / "out").exists()
+
+
+def test_images_that_are_not_there_any_more_are_no_reason_to_refuse_their_latents(cache: Path, images: Path, tmp_path: Path) -> None:
+    gone = folder_of_images(tmp_path / "gone", 9)
+    listed = open_source(gone)
+    for path in gone.glob("*.png"):
+        path.unlink()
+    store = extracted("from-latents", listed, tmp_path / "out", latent_cache=cache)
+    assert store.valid.all()
+    np.testing.assert_array_equal(np.asarray(store.inputs), np.asarray(extracted("from-latents", images, tmp_path / "direct").inputs))
+
+
 def test_an_unfinished_cache_is_refused(images: Path, cache: Path, tmp_path: Path) -> None:
     import shutil
 
@@ -104,6 +127,7 @@ def test_a_graph_that_takes_latents_needs_a_cache_or_its_autoencoder(images: Pat
         pytest.raises(DifffeatError, match="this graph takes latents, and its artifact holds no VAE: pass --latents CACHE"),
     ):
         extract(engine, open_source(images), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_caches_fingerprint_is_part_of_the_stores_identity(images: Path, cache: Path, tmp_path: Path) -> None:
