@@ -95,6 +95,8 @@ def extract_on_ray(
     Raises MissingExtra, ClusterError (no such cluster, too small, a worker differs from the others, or a shard cost too many workers).
     """
     run, out = run or RunRecipe(), Path(out).resolve()
+    cached = None if opening.latent_cache is None else opening.latent_cache.resolve()
+    opening = replace(opening, artifact=opening.artifact.resolve(), latent_cache=cached)  # workers live in other folders
     with _session(cluster, opening, num_workers, say) as crew:
         crew.hire(Worker, (crew.opening, run, out, length_multiple, crew.decoders))
         known = crew.configuration
@@ -315,8 +317,12 @@ def _connect(ray: Any, cluster: Cluster, logs: str) -> None:
         cores = max(cpu_cores(), cluster.workers or 1)
         ray.init(address="local", num_cpus=cores, include_dashboard=False, object_store_memory=OBJECT_STORE, _temp_dir=logs, **quiet)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        where = f"at {cluster.address}" if cluster.address else "on this machine"
-        raise ClusterError(f"there is no Ray cluster {where} ({error}). Start one with ray start --head, or leave out --address.") from error
+        if cluster.address is None:
+            raise ClusterError(f"Ray cannot be started on this machine ({error}). Look at its logs, or use --executor local.") from error
+        raise ClusterError(
+            f"no Ray cluster can be joined at {cluster.address} ({error}). Start one with ray start --head, or leave out --address. One that asks for "
+            "a token is joined with RAY_AUTH_MODE=token in the environment; --address auto finds this machine's own, with its token."
+        ) from error
 
 
 @contextlib.contextmanager

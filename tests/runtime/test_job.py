@@ -17,7 +17,7 @@ import numpy as np
 import psutil
 import pytest
 
-from difffeat.errors import ConfigError, DifffeatError, EngineError, Interrupted, OutOfMemory, StoreWriteError
+from difffeat.errors import ConfigError, DifffeatError, EngineError, Interrupted, OutOfMemory, StoreWriteError, TooManyBadSamples
 from difffeat.recipe import RunRecipe
 from difffeat.runtime.blobs import BytesBlob, FileBlob
 from difffeat.runtime.extract import cpu_cores, decode_workers, extract
@@ -178,6 +178,22 @@ def test_a_store_keeps_the_batch_size_that_was_found_for_it(source: Path, tmp_pa
     with pytest.raises(OutOfMemory, match="no room"):
         run(source, tmp_path / "other", Memory(0, 1), batch_size=None)
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1.1, float("nan"), float("inf")])
+def test_a_fraction_of_bad_samples_is_one(fraction: float, source: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--max-bad-fraction must lie in 0\.\.1, got"):
+        run(source, tmp_path / "out", max_bad_fraction=fraction)
+    assert not (tmp_path / "out").exists()
+
+
+def test_as_many_bad_samples_as_the_fraction_says_are_allowed(tmp_path: Path) -> None:
+    source = folder_of_images(tmp_path / "images", 100)
+    for index in range(29):
+        (source / f"{3 * index:02d}.png").write_bytes(b"")
+    assert run(source, tmp_path / "out", max_bad_fraction=0.29).quarantined == 29
+    with pytest.raises(TooManyBadSamples, match=r"29 of 100 samples are in quarantine, more than --max-bad-fraction 0\.28 allows"):
+        run(source, tmp_path / "other", max_bad_fraction=0.28, shard_size=100)
 
 
 def test_the_number_of_workers_left_to_us_follows_the_stated_rule() -> None:
