@@ -11,7 +11,7 @@ from difffeat.errors import RecipeMismatch, SampleError, StoreMismatch
 from difffeat.recipe import GraphRecipe, RunRecipe
 from difffeat.runtime.samples import Sample
 from difffeat.runtime.store import Store
-from difffeat.runtime.witness import changed, spread
+from difffeat.runtime.witness import first_changed, spread
 
 TAP = "latents"
 
@@ -45,9 +45,9 @@ class LatentCache:
         for row, sample in known:
             if min(size := sample.size, self._sizes[row]) >= 0 and size != self._sizes[row]:
                 raise self._mismatch(sample, f"it has {size} bytes now, {self._sizes[row]} then")
-        for row, sample in (known[number] for number in spread(len(known))):
-            if changed(sample, np.asarray(self._inputs[row])):
-                raise self._mismatch(sample, "its bytes are others now")
+        witnesses = (known[number] for number in spread(len(known)))
+        if (changed := first_changed((sample, np.asarray(self._inputs[row])) for row, sample in witnesses)) is not None:
+            raise self._mismatch(changed, "its bytes are others now")
 
     def _mismatch(self, sample: Sample, how: str) -> StoreMismatch:
         return StoreMismatch(

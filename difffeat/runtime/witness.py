@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,19 +17,32 @@ LOOKED_AT = 16
 """Images that are read: evenly spread, so that a folder that was exchanged is noticed, and so few that nobody waits for them."""
 
 
+PATIENCE = 3
+"""Images that cannot be read before no more are asked for."""
+
+
 def spread(count: int, most: int = LOOKED_AT) -> list[int]:
     """At most `most` of the numbers below `count`, evenly spread."""
     return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int)).tolist() if count else []
 
 
-def changed(sample: Sample, digest: np.ndarray) -> bool | None:
-    """Whether a sample's image hashes to something else (`digest` uint8 [32]); None where there is none, or it cannot be read any more."""
-    if sample.image is None:
-        return None
-    try:
-        return hashlib.sha256(sample.image.read()).digest() != digest.tobytes()
-    except SampleError:
-        return None
+def first_changed(known: Iterable[tuple[Sample, np.ndarray]]) -> Sample | None:
+    """The first sample whose image hashes to something else than is known of it (uint8 [32]); None where all are the same.
+
+    An image that cannot be read any more says nothing, and after `PATIENCE` of them no more are asked for: behind a URL each takes its time.
+    """
+    unreadable = 0
+    for sample, digest in known:
+        if sample.image is None:
+            continue
+        try:
+            if hashlib.sha256(sample.image.read()).digest() != digest.tobytes():
+                return sample
+        except SampleError:
+            unreadable += 1
+            if unreadable == PATIENCE:
+                return None
+    return None
 
 
 def require_same_images(
@@ -42,15 +55,12 @@ def require_same_images(
     """
     if manifest.recipe.graph.takes_text or "latent_cache" in manifest.options:
         return
-    for row, digest in _witnesses(store, manifest, receipts):
-        place = places[row]
-        found = None if place is None else changed(samples[place], digest)
-        if place is not None and found:
-            sample = samples[place]
-            raise StoreMismatch(
-                f"{store}: the image of {sample.id!r} ({sample.locator}) is another one than its features were computed from, although name and size "
-                "are the same. Put the images back, choose another -o for these, or pass --overwrite to begin anew."
-            )
+    known = ((samples[place], digest) for row, digest in _witnesses(store, manifest, receipts) if (place := places[row]) is not None)
+    if (sample := first_changed(known)) is not None:
+        raise StoreMismatch(
+            f"{store}: the image of {sample.id!r} ({sample.locator}) is another one than its features were computed from, although name and size are "
+            "the same. Put the images back, choose another -o for these, or pass --overwrite to begin anew."
+        )
 
 
 def _witnesses(store: Path, manifest: Manifest, receipts: Sequence[Receipt]) -> Iterator[tuple[int, np.ndarray]]:
