@@ -320,8 +320,8 @@ def _connect(ray: Any, cluster: Cluster, logs: str) -> None:
         if cluster.address is None:
             raise ClusterError(f"Ray cannot be started on this machine ({error}). Look at its logs, or use --executor local.") from error
         raise ClusterError(
-            f"no Ray cluster can be joined at {cluster.address} ({error}). Start one with ray start --head, or leave out --address. One that asks for "
-            "a token is joined with RAY_AUTH_MODE=token in the environment; --address auto finds this machine's own, with its token."
+            f"no Ray cluster can be joined at {cluster.address} ({error}). Start one with ray start --head, or leave out --address. One that asks "
+            "for a token is joined with RAY_AUTH_MODE=token in the environment; --address auto finds this machine's own, with its token."
         ) from error
 
 
