@@ -9,7 +9,7 @@ from pathlib import Path
 from difffeat.errors import DecodeError, SourceError
 from difffeat.runtime.blobs import Blob, FileBlob, UrlBlob
 from difffeat.runtime.remote import is_url, list_remote
-from difffeat.runtime.samples import IMAGE_SUFFIXES, Sample, Source, multi_hot_classes
+from difffeat.runtime.samples import IMAGE_SUFFIXES, Sample, Source, multi_hot_classes, storable
 from difffeat.runtime.sources_manifest import without_suffix
 
 MAX_TEXT = 1 << 20
@@ -37,7 +37,7 @@ def read_folder(root: str, class_folders: bool | None, name: str) -> Source:
         texts.discard(beside)
         samples.append(Sample(without_suffix(path), _blob(root, path, files[path]), path, captions, classes.get(path.partition("/")[0]), problem))
     ignored[".txt"] += len(texts)
-    return Source(name, tuple(samples), multi_hot_classes(samples), +ignored)
+    return Source(name, tuple(samples), multi_hot_classes(map(storable, samples)), +ignored)
 
 
 def _listing(root: str, name: str) -> dict[str, int]:
