@@ -165,7 +165,7 @@ def _listed(reader: _Rows | _Tables, options: SourceOptions, name: str) -> Sourc
     columns, labels = reader.columns, _label_reader(reader, options)
     rows, listing = reader.rows(), _Listing()
     head = list(islice(rows, LOOKED_AT))
-    labels.look([_value(row, columns.labels) for _, _, row in head if isinstance(row, dict)])
+    labels.look([_value(row, columns.labels) for _, _, row in head if isinstance(row, dict)], name)
     for part in (head, rows):
         for place, number, row in part:
             _add(listing, reader, labels, place, number, row)

@@ -21,6 +21,7 @@ class SourceOptions:
     is a class;
     `classes` file with one class name a line: the order of the classes, and the names of labels given as numbers or as 0/1 vectors;
     `multi_hot` whether lists of numbers are 0/1 vectors (None: when the first rows are all as long as there are classes, and hold only 0 and 1);
+    with it, and without `classes`, the classes are called by their numbers;
     `dataset` reads a root folder in the published form of a standard data set (None: when it is unmistakable);
     `split` its part, or that of a saved Hugging Face dataset;
     `drop_unlabelled` leaves out samples without any label.

@@ -45,7 +45,7 @@ def read_tars(places: Sequence[str], options: SourceOptions, name: str) -> Sourc
     ignored: Counter[str] = Counter()
     entries = [entry for place in places for entry in _entries(place, columns, ignored)]
     labels = LabelReader(options.class_names(), multi_hot=options.multi_hot)
-    labels.look([entry.label for entry in entries[:LOOKED_AT]])
+    labels.look([entry.label for entry in entries[:LOOKED_AT]], name)
     names = _identities(entries, places)
     samples = tuple(_sample(entry, identity, labels) for entry, identity in zip(entries, names, strict=True))
     classes = (labels.classes or multi_hot_classes(samples)) if any(sample.labels is not None for sample in samples) else ()
