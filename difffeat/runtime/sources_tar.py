@@ -15,8 +15,9 @@ from difffeat.errors import SampleError, SourceFormatError
 from difffeat.runtime.blobs import SliceBlob
 from difffeat.runtime.places import open_place, stem_of
 from difffeat.runtime.samples import IMAGE_SUFFIXES, Sample, Source, broken_notes, broken_sample, multi_hot_classes
+from difffeat.runtime.sources_columns import Columns, first_filled, read_captions
 from difffeat.runtime.sources_labels import LabelReader
-from difffeat.runtime.sources_manifest import LOOKED_AT, Columns, read_captions
+from difffeat.runtime.sources_manifest import LOOKED_AT
 from difffeat.runtime.sources_options import SourceOptions
 
 PACKED = (".gz", ".tgz", ".bz2", ".xz", ".zst")
@@ -33,9 +34,9 @@ def read_tars(places: Sequence[str], options: SourceOptions, name: str) -> Sourc
 
     Members belong together by their key: the folder and the file name up to its first dot. `.jpg`, `.png`, `.webp` ... is the image, `.txt` the
     captions, one a line, `.json` captions and labels under the names of the columns (captions, caption; labels, label, cls), `.cls` a class number or
-    name. Of captions in `.txt` and `.json`, and labels in `.cls` and `.json`, the first are taken. The id is that of the `.json` where `id_column` is
-    given, else the key; only where several shards have the same key, each such sample is called `shard/key`. Other members are passed over and
-    counted.
+    name. Of captions in `.txt` and `.json`, and labels in `.cls` and `.json`, the first that hold something are taken. The id is that of the `.json`
+    where `id_column` is given, else the key; only where several shards have the same key, each such sample is called `shard/key`. Other members are
+    passed over and counted.
 
     Listing reads every header: for shards behind URLs about a request a member, if images are larger than 256 KiB, so keep large sets near.
 
@@ -162,17 +163,24 @@ def _interpret(entry: _Entry, columns: Columns) -> None:
     texts, entry.texts = entry.texts, {}
     if "json" in texts:
         _interpret_json(entry, texts["json"], columns)
-    for kind in ("txt", "cls"):
-        if kind in texts:
-            try:
-                text = texts[kind].decode("utf-8-sig")
-            except UnicodeDecodeError as error:
-                entry.caption_problem = f"its .{kind} is not UTF-8 (byte {error.start}). Save it as UTF-8."
-                continue
-            if kind == "txt":
-                entry.captions = tuple(line.strip() for line in text.splitlines() if line.strip()) or entry.captions
-            else:
-                entry.label = text.strip()
+    if "txt" in texts:
+        text, problem = _decoded(texts["txt"], "txt")
+        if captions := tuple(line.strip() for line in text.splitlines() if line.strip()):
+            entry.captions, entry.caption_problem = captions, None
+        entry.caption_problem = problem or entry.caption_problem
+    if "cls" in texts:
+        text, problem = _decoded(texts["cls"], "cls")
+        if text.strip() or entry.label is None:
+            entry.label = text.strip()
+        entry.problem = entry.problem or problem
+
+
+def _decoded(content: bytes, kind: str) -> tuple[str, str | None]:
+    """The text of a member, and what is wrong with it."""
+    try:
+        return content.decode("utf-8-sig"), None
+    except UnicodeDecodeError as error:
+        return "", f"its .{kind} is not UTF-8 (byte {error.start}). Save it as UTF-8."
 
 
 def _interpret_json(entry: _Entry, content: bytes, columns: Columns) -> None:
@@ -184,9 +192,8 @@ def _interpret_json(entry: _Entry, content: bytes, columns: Columns) -> None:
     if not isinstance(data, dict):
         entry.problem = entry.problem or "its .json is not a JSON object."
         return
-    caption = next((data[name] for name in columns.captions if data.get(name) is not None), None)
-    entry.captions, entry.caption_problem = read_captions(caption)
-    entry.label = next((data[name] for name in (*columns.labels, "cls") if data.get(name) is not None), None)
+    entry.captions, entry.caption_problem = read_captions(first_filled(data, columns.captions))
+    entry.label = first_filled(data, (*columns.labels, "cls"))
     if columns.id[0] in columns.asked:
         identity = data.get(columns.id[0])
         entry.identity = None if identity is None else str(identity)

@@ -126,6 +126,23 @@ def test_a_bad_sample_keeps_its_place_and_says_why(members: dict[str, bytes], me
     assert source.notes[0].startswith("1 rows cannot be read and will be in quarantine; the first is a.tar/")
 
 
+def test_what_holds_something_is_taken_before_what_is_empty(tmp_path: Path) -> None:
+    members = {
+        "0.png": b"", "0.cls": b"\n", "0.txt": b" \n", "0.json": b'{"label": "cat", "caption": "a cat"}',
+        "1.png": b"", "1.json": b'{"labels": [], "label": "dog", "captions": null, "caption": "a dog"}',
+        "2.png": b"", "2.cls": b"dog", "2.txt": b"a dog", "2.json": b'{"labels": ["cat"], "captions": 1.5}',
+        "3.png": b"", "3.cls": b"", "3.json": b"{}",
+    }  # fmt: skip
+    source = open_source(shard(tmp_path / "a.tar", members))
+    assert listed(source) == {"0": (("a cat",), ("cat",)), "1": (("a dog",), ("dog",)), "2": (("a dog",), ("dog",)), "3": ((), ())}
+    assert [sample.problem for sample in source.samples] == [None] * 4
+
+
+def test_a_class_that_is_no_text_is_never_lost(tmp_path: Path) -> None:
+    sample = open_source(shard(tmp_path / "a.tar", {"a.png": b"", "a.cls": b"caf\xe9", "a.json": b'{"label": "cat"}'})).samples[0]
+    assert reason(sample) == "its .cls is not UTF-8 (byte 3). Save it as UTF-8."
+
+
 def test_captions_that_are_no_text_spoil_the_captions_alone(tmp_path: Path) -> None:
     sample = open_source(shard(tmp_path / "a.tar", {"a.png": encoded(0), "a.txt": b"caf\xe9"})).samples[0]
     assert sample.problem == "its .txt is not UTF-8 (byte 3). Save it as UTF-8."
