@@ -47,6 +47,11 @@ def suffix_of(place: str) -> str:
     return PurePosixPath(path_of(place)).suffix.lower()
 
 
+def is_hidden(path: str) -> bool:
+    """Whether a file below a folder, or a folder it lies in, has a name that begins with a dot."""
+    return path.startswith(".") or "/." in path
+
+
 def is_pattern(place: str) -> bool:
     """Whether this names several places: `{000..150}`, `{train,val}`, or, on disk, `*`."""
     return not os.path.exists(place) and (_BRACES.search(place) is not None or ("*" in place and not is_url(place)))

@@ -85,7 +85,8 @@ class Source:
     """All samples in order.
 
     **Fields:** `name` what the user gave; `samples`; `classes` of the labels, in the order of the multi-hot columns (empty without labels);
-    `ignored` how many files of each suffix were passed over; `notes` what else a reader wants known about the listing, a sentence each.
+    `ignored` how many files of each suffix were passed over, and hidden ones; `notes` what else a reader wants known about the listing, each a
+    sentence.
 
     Samples whose texts cannot be written as UTF-8 are taken as `storable` makes them, and counted in a note.
 

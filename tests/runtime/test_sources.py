@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -43,6 +44,26 @@ def test_a_folder_is_listed_in_path_order_and_the_rest_is_counted(tmp_path: Path
     assert source.samples[2].locator == "z/c.webp"
     assert dict(source.ignored) == {".pdf": 1, "": 1, ".txt": 1}
     assert (source.classes, source.samples[0].labels) == ((), None)
+
+
+def test_hidden_names_are_no_classes_and_no_samples_but_are_counted(tmp_path: Path) -> None:
+    root = touch(tmp_path, "cat/1.png", "dog/2.png", ".ipynb_checkpoints/1.png", "cat/._1.png", "cat/.cache/3.png", ".DS_Store", "dog/.2.txt")
+    source = open_source(root)
+    assert (ids(source), source.classes) == (["cat/1", "dog/2"], ("cat", "dog"))
+    assert dict(source.ignored) == {"hidden": 5}
+    assert source.notes == ("3 hidden images and folders are left out, the first is .ipynb_checkpoints/: rename what belongs to the samples",)
+    touch(tmp_path / ".here", "1.png", ".DS_Store")
+    assert (ids(open_source(tmp_path / ".here")), open_source(tmp_path / ".here").notes) == (["1"], ())
+    touch(tmp_path / "only", ".1.png")
+    with pytest.raises(EmptySource, match=r"only holds no samples \(passed over: 1 × hidden\)"):
+        open_source(tmp_path / "only")
+
+
+def test_hidden_names_behind_a_url_are_left_out_too() -> None:
+    memory = fsspec.filesystem("memory")
+    memory.pipe({"/hidden/cat/1.png": b"", "/hidden/dog/2.png": b"", "/hidden/.ipynb_checkpoints/1.png": b"", "/hidden/cat/._1.png": b""})
+    source = open_source("memory://hidden")
+    assert (ids(source), source.classes, dict(source.ignored)) == (["cat/1", "dog/2"], ("cat", "dog"), {"hidden": 2})
 
 
 def test_captions_lie_beside_their_image_one_a_line(tmp_path: Path) -> None:

@@ -88,8 +88,10 @@ def test_imagenet_as_downloaded(tmp_path: Path) -> None:
 
 
 def test_imagenet_in_class_folders_needs_its_name(tmp_path: Path) -> None:
+    write(tmp_path, {"val/n01440764/._a.JPEG": b"", "val/.ipynb_checkpoints/a.JPEG": b""})
     root = write(tmp_path, {"val/n01440764/a.JPEG": encoded(0), "val/n01443537/b.JPEG": encoded(0)})
     assert labels(open_source(root, SourceOptions(dataset="imagenet", split="val"))) == {"a": ("n01440764",), "b": ("n01443537",)}
+    assert open_source(root, SourceOptions(dataset="imagenet", split="val")).classes == ("n01440764", "n01443537")
     assert labels(open_source(root / "val")) == {"n01440764/a": ("n01440764",), "n01443537/b": ("n01443537",)}
 
 
