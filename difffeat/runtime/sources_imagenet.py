@@ -121,5 +121,5 @@ def _solution(path: Path, files: Sequence[str]) -> dict[str, str]:
 def _lines(path: Path) -> list[str]:
     try:
         return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a name with a zero byte
         raise SourceFormatError(f"{path} cannot be read ({error}). Unpack the data set again.") from None

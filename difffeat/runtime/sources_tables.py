@@ -131,7 +131,8 @@ class Table:
             raise SourceFormatError(f"{place}: an Arrow file behind a URL cannot be read row by row. Copy it to this disk, or save it as Parquet.")
         try:
             self._open()
-        except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: names of columns that are no UTF-8
+            _ = self.schema.names  # they are decoded when they are asked for
+        except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: a name that is no UTF-8
             raise SourceFormatError(f"{place} is no readable {'Arrow' if suffix_of(place) == '.arrow' else 'Parquet'} file: {error}.") from None
         self.features = _features(self.schema.metadata)
 

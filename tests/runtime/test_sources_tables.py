@@ -207,6 +207,16 @@ def test_files_without_images_and_files_with_them_are_one_source(order: str, tmp
         assert {sample.captions for sample in source.samples if sample.image is None} == {("one",), ("two",)}
 
 
+def test_the_name_of_a_field_that_is_no_utf8_is_each_samples_problem(tmp_path: Path) -> None:
+    rows = [{"bytes": None, "zzzz": 1, "path": "x.png"}]
+    path = arrow(tmp_path / "a.arrow", {"image": pa.array(rows, pa.struct([("bytes", pa.binary()), ("zzzz", pa.int8()), ("path", pa.string())]))})
+    path.write_bytes(path.read_bytes().replace(b"zzzz", b"zz\xff\xfe"))
+    blob = open_source(path).samples[0].image
+    assert blob is not None
+    with pytest.raises(DecodeError, match=r"row 1 of .* cannot be read \('utf-8' codec"):
+        blob.read()
+
+
 @pytest.mark.parametrize("write", [parquet, arrow])
 def test_a_column_that_is_there_twice_is_refused(write: Any, tmp_path: Path) -> None:
     table = pa.table([["a.png"], ["first"], ["second"], [1], [2]], names=["image", "caption", "caption", "other", "other"])
@@ -220,10 +230,12 @@ def test_a_column_that_is_there_twice_is_refused(write: Any, tmp_path: Path) -> 
         open_source(path)
 
 
-def test_a_column_name_that_is_no_utf8_is_told(tmp_path: Path) -> None:
-    path = parquet(tmp_path / "a.parquet", {"image": ["a.png"], "zzzz": [1]}, store_schema=False)
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_a_column_name_that_is_no_utf8_is_told(kind: str, tmp_path: Path) -> None:
+    columns = {"image": ["a.png"], "zzzz": [1]}
+    path = arrow(tmp_path / "a.arrow", columns) if kind == "arrow" else parquet(tmp_path / "a.parquet", columns, store_schema=False)
     path.write_bytes(path.read_bytes().replace(b"zzzz", b"zz\xff\xfe"))
-    with pytest.raises(SourceFormatError, match=r"a.parquet is no readable Parquet file: .*utf-8"):
+    with pytest.raises(SourceFormatError, match=rf"a.{kind} is no readable {kind.capitalize()} file: .*utf-8"):
         open_source(path)
 
 
@@ -295,6 +307,7 @@ def test_a_split_is_chosen_by_name(saved: Path) -> None:
 @pytest.mark.parametrize(
     ("state", "message"),
     [
+        ({"_data_files": [{"filename": "a" * 5000}]}, "lacks .*aaa, of 1 files"),
         ({"_data_files": [{"filename": "gone.arrow"}]}, "lacks .*gone.arrow, of 1 files. Copy the dataset again"),
         ({"_data_files": [], "_indices_data_files": [{}]}, "holds rows in another order than its files. Save it anew: dataset.flatten_indices"),
         ({"_data_files": 5}, "names no data files"),
