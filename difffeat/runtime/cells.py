@@ -71,7 +71,7 @@ class Cells:
         try:
             reader = self._readers.get(number) or self._open(number, place)
             return _content(reader.cell(row), limit)
-        except (pa.ArrowException, OSError, LookupError) as error:
+        except (pa.ArrowException, OSError, LookupError, ValueError) as error:  # ValueError: a path or a field's name that is no UTF-8
             self._readers.pop(number, None)  # what failed may have left a file half read
             raise DecodeError(f"row {row + 1} of {place} cannot be read ({error}). Get the file again.") from None
 

@@ -37,15 +37,19 @@ def parent(place: str) -> str:
     return place.rpartition("/")[0] if is_url(place) else os.path.dirname(place) or "."
 
 
+def path_of(place: str) -> str:
+    """The place without a URL's query."""
+    return urlsplit(place).path if re.match("https?://", place) else place
+
+
 def suffix_of(place: str) -> str:
     """Its suffix in lower case; a URL's query does not belong to it."""
-    path = urlsplit(place).path if re.match("https?://", place) else place
-    return PurePosixPath(path).suffix.lower()
+    return PurePosixPath(path_of(place)).suffix.lower()
 
 
-def stem_of(place: str) -> str:
-    """The file's name without its suffix."""
-    return PurePosixPath(urlsplit(place).path if re.match("https?://", place) else place).stem
+def is_hidden(path: str) -> bool:
+    """Whether a file below a folder, or a folder it lies in, has a name that begins with a dot."""
+    return path.startswith(".") or "/." in path
 
 
 def is_pattern(place: str) -> bool:

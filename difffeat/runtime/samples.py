@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from difffeat.errors import DuplicateSample, EmptySource
+from difffeat.errors import DuplicateSample, EmptySource, SourceFormatError
 from difffeat.runtime.blobs import Blob, UnreadableBlob
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+NO_TEXT = "cannot be written as UTF-8 (lone surrogates, or bytes of another encoding)"
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +43,35 @@ def broken_sample(identity: str, locator: str, reason: str) -> Sample:
     return Sample(identity, UnreadableBlob(reason), locator, problem=reason)
 
 
+def is_text(value: str) -> bool:
+    """Whether a string can be written as UTF-8. File names that are not UTF-8 cannot, nor can halves of JSON's surrogate pairs."""
+    return value.isascii() or _SURROGATE.search(value) is None
+
+
+def escaped(value: str) -> str:
+    """The string with each lone surrogate written out, as a backslash, `u` and four digits."""
+    return value if is_text(value) else value.encode("utf-8", "backslashreplace").decode()
+
+
+def storable(sample: Sample) -> Sample:
+    """The sample itself where all its texts can be written as UTF-8. Captions that cannot become its problem; an id, a place or a label that cannot
+    make it a broken sample, whose id is the old one escaped, with a digest that keeps it apart from an id that is written so.
+    """
+    if is_text(f"{sample.id}{sample.locator}{sample.problem}{''.join(sample.captions)}{''.join(sample.labels or ())}"):
+        return sample
+    texts = {"id": (sample.id,), "image's name": (sample.locator or "",), "label": sample.labels or ()}
+    spoiled = [name for name, values in texts.items() if not all(map(is_text, values))]
+    if not spoiled:
+        captions = sample.captions if all(map(is_text, sample.captions)) else ()
+        return replace(sample, captions=captions, problem=escaped(sample.problem or f"its captions {NO_TEXT}. Save them as UTF-8."))
+    identity = sample.id
+    if not is_text(identity):
+        identity = f"{escaped(identity)}~{hashlib.sha256(identity.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
+    reason = sample.problem if isinstance(sample.image, UnreadableBlob) else None
+    reason = reason or f"its {' and its '.join(spoiled)} {NO_TEXT}. Rename the file, or mend the row."
+    return broken_sample(identity, escaped(sample.locator or sample.id), escaped(reason))
+
+
 def broken_notes(samples: Iterable[Sample]) -> tuple[str, ...]:
     """A sentence that counts the rows that cannot be read and gives the first one's reason; none where all can."""
     broken = [sample for sample in samples if isinstance(sample.image, UnreadableBlob)]
@@ -52,7 +85,12 @@ class Source:
     """All samples in order.
 
     **Fields:** `name` what the user gave; `samples`; `classes` of the labels, in the order of the multi-hot columns (empty without labels);
-    `ignored` how many files of each suffix were passed over; `notes` what else a reader wants known about the listing, a sentence each.
+    `ignored` how many files of each suffix were passed over, and hidden ones; `notes` what else a reader wants known about the listing, each a
+    sentence.
+
+    Samples whose texts cannot be written as UTF-8 are taken as `storable` makes them, and counted in a note.
+
+    Raises EmptySource, DuplicateSample, SourceFormatError (a class name that cannot be written as UTF-8).
     """
 
     name: str
@@ -67,6 +105,7 @@ class Source:
             raise EmptySource(
                 f"{self.name} holds no samples{f' (passed over: {passed})' if passed else ''}. Accepted images: {', '.join(IMAGE_SUFFIXES)}."
             )
+        self._make_storable()
         if len({sample.id for sample in self.samples}) < len(self.samples):
             counts = Counter(sample.id for sample in self.samples)
             twice = [name for name, count in counts.items() if count > 1]
@@ -75,6 +114,16 @@ class Source:
             raise DuplicateSample(
                 f"{self.name}: {len(twice)} ids occur more than once, the first is {twice[0]!r} ({where}). Rename the files or give ids."
             )
+
+    def _make_storable(self) -> None:
+        samples = tuple(map(storable, self.samples))
+        changed = [new for old, new in zip(self.samples, samples, strict=True) if new is not old]
+        if changed:
+            note = f"the texts of {len(changed)} samples cannot be written as UTF-8; the first is {changed[0].id}: {changed[0].problem}"
+            object.__setattr__(self, "samples", samples)
+            object.__setattr__(self, "notes", (*map(escaped, self.notes), note))
+        if (spoiled := next((name for name in self.classes if not is_text(name)), None)) is not None:
+            raise SourceFormatError(f"{self.name}: the class name {spoiled!r} {NO_TEXT}. Mend it where the classes are named.")
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -93,4 +142,9 @@ class Source:
 def multi_hot_classes(samples: Iterable[Sample]) -> tuple[str, ...]:
     """All class names that occur, sorted (numbers as numbers); empty where no sample has labels."""
     found = {label for sample in samples for label in sample.labels or ()}
-    return tuple(sorted(found, key=(lambda name: (int(name), name)) if all(map(str.isdecimal, found)) else None))
+    return tuple(sorted(found, key=(lambda name: (int(name), name)) if all(map(is_number, found)) else None))
+
+
+def is_number(name: str) -> bool:
+    """Whether a label's text can be a class number: Python refuses to read numbers of thousands of digits."""
+    return name.isdecimal() and len(name) < 20

@@ -25,8 +25,9 @@ def read_coco(path: str, images: str | None, captions: str | None, name: str | N
     caption_data = _read(captions) if captions else main
     texts: dict[int, list[str]] = defaultdict(list)
     for entry in caption_data["annotations"]:
+        key = _field(entry, "image_id", int, captions or path)
         if "caption" in entry:
-            texts[_field(entry, "image_id", int, captions or path)].append(_field(entry, "caption", str, captions or path).strip())
+            texts[key].append(_field(entry, "caption", str, captions or path).strip())
     names, labels = _labels(main, path)
     base = images if images is not None else parent(path)
     samples = []
@@ -39,7 +40,10 @@ def read_coco(path: str, images: str | None, captions: str | None, name: str | N
 
 def _labels(data: dict[str, Any], path: str) -> tuple[tuple[str, ...], dict[int, set[str]]]:
     """Class names in the order of their ids, and the names of each image."""
-    categories = {_field(c, "id", int, path): _field(c, "name", str, path) for c in data.get("categories", [])}
+    listed = data.get("categories", [])
+    if not isinstance(listed, list):
+        raise SourceFormatError(f"{path}: 'categories' must be a list, found {type(listed).__name__}.")
+    categories = {_field(c, "id", int, path): _field(c, "name", str, path) for c in listed}
     labels: dict[int, set[str]] = defaultdict(set)
     for entry in data["annotations"]:
         if "category_id" in entry:

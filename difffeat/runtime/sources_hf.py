@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def read_saved_dataset(root: Path, options: SourceOptions, name: str) -> Source:
     if not isinstance(files, list) or not all(isinstance(file, dict) and isinstance(file.get("filename"), str) for file in files):
         raise SourceFormatError(f"{folder / STATE} names no data files. Save the dataset anew.")
     places = [str(folder / Path(file["filename"]).name) for file in files]
-    missing = [place for place in places if not Path(place).is_file()]
+    missing = [place for place in places if not os.path.isfile(place)]  # which, unlike Path's, refuses no name
     if missing or not places:
         raise SourceError(f"{folder} lacks {missing[0] if missing else 'data files'}, of {len(places)} files. Copy the dataset again.")
     return read_manifest(places, str(options.images) if options.images else str(folder), options, name)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from difffeat.errors import SourceError, SourceFormatError
 from difffeat.runtime.blobs import FileBlob
+from difffeat.runtime.places import is_hidden
 from difffeat.runtime.samples import IMAGE_SUFFIXES, Sample, Source
 from difffeat.runtime.sources_options import SourceOptions
 
@@ -94,11 +95,11 @@ def _source(name: str, folder: Path, files: Sequence[str], labels: dict[str, str
 
 
 def _images(folder: Path, name: str) -> list[str]:
-    """Paths of the images below a folder, sorted. Raises SourceError where it is not there."""
+    """Paths of the images below a folder, sorted, without hidden ones. Raises SourceError where it is not there."""
     if not folder.is_dir():
         raise SourceError(f"{name} has no folder {folder}. Unpack the data set there, or choose another --split.")
     found = (Path(path, file).relative_to(folder).as_posix() for path, _, files in os.walk(folder) for file in files)
-    return sorted(file for file in found if os.path.splitext(file)[1].lower() in IMAGE_SUFFIXES)
+    return sorted(file for file in found if os.path.splitext(file)[1].lower() in IMAGE_SUFFIXES and not is_hidden(file))
 
 
 def _words(root: Path) -> dict[str, str]:
@@ -120,5 +121,5 @@ def _solution(path: Path, files: Sequence[str]) -> dict[str, str]:
 def _lines(path: Path) -> list[str]:
     try:
         return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a name with a zero byte
         raise SourceFormatError(f"{path} cannot be read ({error}). Unpack the data set again.") from None

@@ -15,6 +15,7 @@ from difffeat.runtime.sources_manifest import without_suffix
 from difffeat.runtime.sources_options import SourceOptions, read_class_names
 
 VG_LABELS = "vg_category_500_labels_index.json"
+VG_CLASSES = 500
 VG_PARTS = (".", "ssgrl_partition", "annotations")
 VG_IMAGES = ("VG_100K", "VG_100K_2", "images", ".")
 NUS_CONCEPTS = ("Concepts81.txt", "ConceptsList/Concepts81.txt", "Groundtruth/Concepts81.txt")
@@ -61,12 +62,14 @@ def _indices(path: Path) -> dict[str, list[int]]:
         raise SourceFormatError(f"{path} cannot be read ({error}).") from None
     if not isinstance(data, dict):
         raise SourceFormatError(f"{path} must be an object of file name -> list of class numbers.")
-    bad = next(
-        (key for key, row in data.items() if not isinstance(row, list) or not all(type(number) is int and number >= 0 for number in row)), None
-    )
+    bad = next((key for key, row in data.items() if not isinstance(row, list) or not all(map(_is_class, row))), None)
     if bad is not None:
-        raise SourceFormatError(f"{path}: the entry {bad!r} is no list of class numbers: {str(data[bad])[:80]}")
+        raise SourceFormatError(f"{path}: the entry {bad!r} is no list of class numbers, 0 to {VG_CLASSES - 1}: {str(data[bad])[:80]}")
     return data
+
+
+def _is_class(number: object) -> bool:
+    return type(number) is int and 0 <= number < VG_CLASSES
 
 
 def is_nus_wide(root: Path) -> bool:
@@ -124,5 +127,5 @@ def _files(folder: Path) -> list[str]:
 def _lines(path: Path) -> list[str]:
     try:
         return [text for line in path.read_text(encoding="utf-8").splitlines() if (text := line.strip())]
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a name with a zero byte
         raise SourceFormatError(f"{path} cannot be read ({error}).") from None

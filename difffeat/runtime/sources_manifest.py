@@ -7,20 +7,21 @@ import io
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from difffeat.errors import SampleError, SourceFormatError
 from difffeat.runtime.blobs import Blob
-from difffeat.runtime.cells import CellBlob, Cells
+from difffeat.runtime.cells import CellBlob
 from difffeat.runtime.places import blob_at, open_place, parent, suffix_of
 from difffeat.runtime.remote import is_url, locate
 from difffeat.runtime.samples import IMAGE_SUFFIXES, Sample, Source, broken_notes, broken_sample, multi_hot_classes
+from difffeat.runtime.sources_columns import Columns, first_filled, read_captions, require_columns, require_distinct
 from difffeat.runtime.sources_labels import LabelReader
 from difffeat.runtime.sources_options import SourceOptions
-from difffeat.runtime.sources_tables import Table
+from difffeat.runtime.sources_tables import Tables
 
 TABLES = (".parquet", ".arrow")
 SEPARATED = (".csv", ".tsv")
@@ -32,51 +33,21 @@ LOOKED_AT = 1000
 Row = dict[str, Any] | SampleError
 
 
-@dataclass(frozen=True)
-class Columns:
-    """Where each role may stand, by preference; `asked` those that the user named."""
-
-    image: tuple[str, ...]
-    captions: tuple[str, ...]
-    labels: tuple[str, ...]
-    id: tuple[str, ...]
-    vector: tuple[str, ...]
-    asked: tuple[str, ...]
-
-    @classmethod
-    def of(cls, options: SourceOptions) -> Columns:
-        """From the options, with the usual names where nothing was asked for."""
-        several = tuple(part.strip() for part in (options.label_column or "").split(","))
-        vector = several if len(several) > 1 else ()
-        asked = [name for name in (options.image_column, options.caption_column, options.id_column) if name is not None]
-        return cls(
-            image=(options.image_column or "image",),
-            captions=("captions", "caption") if options.caption_column is None else (options.caption_column,),
-            labels=() if vector else ("labels", "label") if options.label_column is None else (options.label_column,),
-            id=(options.id_column or "id",),
-            vector=vector,
-            asked=(*asked, *(several if options.label_column else ())),
-        )
-
-    @property
-    def all(self) -> tuple[str, ...]:
-        """Every name, once."""
-        return tuple(dict.fromkeys((*self.image, *self.captions, *self.labels, *self.id, *self.vector)))
-
-
 def read_manifest(places: Sequence[str], base: str | None, options: SourceOptions, name: str) -> Source:
     """Samples of one or several files of one kind; relative image paths are taken from `base` (None: where the file lies).
 
-    In CSV and TSV several labels of a cell are separated by `|` or `;`, captions by `|`. An image is a path or URL, or, in Parquet and Arrow, bytes
-    or a struct of `bytes` and `path`. Without an `id` column the id is the image's path without its suffix; for images in cells, and for captions
-    alone, it is the row number over all files. A row that cannot be read becomes a sample with its problem.
+    In CSV and TSV several labels of a cell are separated by `|` or `;`, captions by `|`. Of `captions` and `caption`, of `labels` and `label`, the
+    first that holds something is taken. Numbers of labels mean the class names that their own file declares, if it does. An image is a path or URL,
+    or, in Parquet and Arrow, bytes or a struct of `bytes` and `path`. Without an `id` column the id is the image's path without its suffix; for
+    images in cells, and for captions alone, it is the row number over all files. A row that cannot be read becomes a sample with its problem, and
+    with the id that it has once it is mended, as far as that can be read.
 
-    Raises SourceFormatError naming columns, or the file and row, where no row at all can be read or the file is damaged.
+    Raises SourceFormatError naming columns (missing, or there twice), or the file and row, where no row at all can be read or the file is damaged.
     """
     kinds = {suffix_of(place) for place in places}
     if len(kinds) > 1:
         raise SourceFormatError(f"{name} names files of several kinds ({', '.join(sorted(kinds))}). Give those of one kind.")
-    reader = _Tables(places, base, options) if kinds & set(TABLES) else _Rows(places, base, options)
+    reader = Tables(places, base, options) if kinds & set(TABLES) else _Rows(places, base, options)
     return _listed(reader, options, name)
 
 
@@ -85,13 +56,20 @@ class _Rows:
 
     def __init__(self, places: Sequence[str], base: str | None, options: SourceOptions) -> None:
         self.columns, self.separated = Columns.of(options), suffix_of(places[0]) in SEPARATED
-        self.classes: tuple[str, ...] = ()
-        self._places, self._bases = places, {place: parent(place) if base is None else base for place in places}
+        self._options, self._places, self._bases = options, places, {place: parent(place) if base is None else base for place in places}
+
+    def label_readers(self) -> dict[str, LabelReader]:
+        """How the labels of each file are read: all alike."""
+        if self.columns.vector:
+            labels = LabelReader(self.columns.vector, multi_hot=True)
+        else:
+            labels = LabelReader(self._options.class_names(), multi_hot=self._options.multi_hot, separated=self.separated)
+        return dict.fromkeys(self._places, labels)
 
     def rows(self) -> Iterator[tuple[str, int, Row]]:
         """(file, number in it from 1, row) of everything."""
         for place in self._places:
-            for number, row in enumerate(_separated(place) if self.separated else _lines(place), 1):
+            for number, row in enumerate(_separated(place, self.columns) if self.separated else _lines(place), 1):
                 yield place, number, row
 
     def image(self, place: str, number: int, index: int, value: Any) -> tuple[Blob | None, str | None]:
@@ -101,45 +79,6 @@ class _Rows:
         if not isinstance(value, str):
             raise SampleError(f"'image' must be a path, found {type(value).__name__}.")
         return blob_at(self._bases[place], value), value
-
-
-class _Tables:
-    """Parquet and Arrow: columns are known beforehand, images may lie in cells."""
-
-    separated = False
-
-    def __init__(self, places: Sequence[str], base: str | None, options: SourceOptions) -> None:
-        self._tables = [Table(place) for place in places]
-        first, columns = self._tables[0], Columns.of(options)
-        declared = first.image_features()
-        if options.image_column is None and "image" not in first.schema.names and len(declared) == 1:
-            columns = replace(columns, image=(declared[0],))
-        self.columns, self._bases = columns, {place: parent(place) if base is None else base for place in places}
-        names = next((name for name in columns.labels if name in first.schema.names), "")
-        self.classes = first.class_names(names)
-        self._kind = first.image_kind(columns.image[0]) if columns.image[0] in first.schema.names else None
-        files = [(table.place, table.count) for table in self._tables]
-        self._cells = Cells(files, columns.image[0], self._bases[places[0]]) if self._kind in ("bytes", "struct") else None
-
-    def rows(self) -> Iterator[tuple[str, int, Row]]:
-        """(file, number in it from 1, row) of everything."""
-        for table in self._tables:
-            names = [name for name in self.columns.all if name in table.schema.names]
-            _require_columns(table.place, self.columns, table.schema.names)
-            if self._kind is not None and table.image_kind(self.columns.image[0]) != self._kind:
-                raise SourceFormatError(f"{table.place}: column {self.columns.image[0]!r} has another type than in {self._tables[0].place}.")
-            plain = [name for name in names if self._cells is None or name != self.columns.image[0]]
-            structs = [self.columns.image[0]] if self._kind == "struct" else []
-            for number, row in enumerate(table.rows(plain, structs), 1):
-                if self._kind == "bytes":
-                    row[self.columns.image[0]] = None
-                yield table.place, number, row
-
-    def image(self, place: str, number: int, index: int, value: Any) -> tuple[Blob | None, str | None]:
-        """Where the image of a row lies (its number in the file from 1, over all files from 0), and its name. Raises SampleError."""
-        if self._cells is None:
-            return (blob_at(self._bases[place], value), value) if value else (None, None)
-        return CellBlob(self._cells, index), value or f"{os.path.basename(place)}#{number}"
 
 
 @dataclass
@@ -153,63 +92,70 @@ class _Listing:
     broken: int = 0
 
 
-def _label_reader(reader: _Rows | _Tables, options: SourceOptions) -> LabelReader:
-    """By columns of 0 and 1 where several were named; else by the classes of the options, or those that a schema declares for its numbers."""
-    if reader.columns.vector:
-        return LabelReader(reader.columns.vector, multi_hot=True)
-    multi_hot = False if reader.classes and options.multi_hot is None else options.multi_hot
-    return LabelReader(options.class_names() or reader.classes, multi_hot=multi_hot, separated=reader.separated)
-
-
-def _listed(reader: _Rows | _Tables, options: SourceOptions, name: str) -> Source:
-    columns, labels = reader.columns, _label_reader(reader, options)
+def _listed(reader: _Rows | Tables, options: SourceOptions, name: str) -> Source:
+    columns, labels = reader.columns, reader.label_readers()
+    readers = list(dict.fromkeys(labels.values()))
     rows, listing = reader.rows(), _Listing()
     head = list(islice(rows, LOOKED_AT))
-    labels.look([_value(row, columns.labels) for _, _, row in head if isinstance(row, dict)])
+    for each in readers:
+        each.look([first_filled(row, columns.labels) for place, _, row in head if isinstance(row, dict) and labels[place] is each], name)
     for part in (head, rows):
         for place, number, row in part:
-            _add(listing, reader, labels, place, number, row)
+            _add(listing, reader, labels[place], place, number, row)
     if listing.broken and listing.broken == len(listing.samples):
         raise SourceFormatError(listing.first_problem)
     _require_asked(name, columns, listing)
-    has_labels = any(sample.labels is not None for sample in listing.samples)
-    classes = (labels.classes or multi_hot_classes(listing.samples)) if has_labels else ()
+    classes: tuple[str, ...] = ()
+    if any(sample.labels is not None for sample in listing.samples):
+        classes = tuple(dict.fromkeys(name for each in readers for name in each.classes)) or multi_hot_classes(listing.samples)
     return Source(name, tuple(listing.samples), classes, notes=broken_notes(listing.samples))
 
 
-def _add(listing: _Listing, reader: _Rows | _Tables, labels: LabelReader, place: str, number: int, row: Row) -> None:
+def _add(listing: _Listing, reader: _Rows | Tables, labels: LabelReader, place: str, number: int, row: Row) -> None:
     """One row's sample; what is wrong with it becomes its problem."""
     total = len(listing.samples)
     try:
         if isinstance(row, SampleError):
             raise row
         if total == listing.broken and not listing.seen:
-            _require_columns(place, reader.columns, row)
+            require_columns(place, reader.columns, row)
         listing.seen.update(row)
         listing.samples.append(_sample(listing, reader, labels, place, number, row))
     except SampleError as error:
         listing.first_problem = listing.first_problem or (str(error) if str(error).startswith(place) else f"{place}, row {number}: {error}")
         listing.broken += 1
-        name = _value(row, reader.columns.id) if isinstance(row, dict) else None
-        listing.samples.append(broken_sample(f"{total:09d}" if name in (None, "") else str(name), f"{os.path.basename(place)}#{number}", str(error)))
+        identity = _identity_of_broken(reader, place, number, total, row)
+        listing.samples.append(broken_sample(identity, f"{os.path.basename(place)}#{number}", str(error)))
 
 
-def _sample(listing: _Listing, reader: _Rows | _Tables, labels: LabelReader, place: str, number: int, row: Mapping[str, Any]) -> Sample:
-    columns, where = reader.columns, f"{place}, row {number}"
-    image, locator = reader.image(place, number, len(listing.samples), row.get(columns.image[0]))
+def _sample(listing: _Listing, reader: _Rows | Tables, labels: LabelReader, place: str, number: int, row: Mapping[str, Any]) -> Sample:
+    columns, where, total = reader.columns, f"{place}, row {number}", len(listing.samples)
+    image, locator = reader.image(place, number, total, row.get(columns.image[0]))
     _require_protocol(listing, locator)
-    captions, problem = read_captions(_value(row, columns.captions), reader.separated)
+    captions, problem = read_captions(first_filled(row, columns.captions), reader.separated)
     if problem is not None and image is None:
         raise SampleError(problem)
-    cell = [row.get(name) for name in columns.vector] if columns.vector else _value(row, columns.labels)
-    name = _value(row, columns.id)
+    cell = [row.get(name) for name in columns.vector] if columns.vector else first_filled(row, columns.labels)
+    return Sample(_identity(columns, row, image, locator, total), image, locator, captions, labels.read(cell, where), problem)
+
+
+def _identity(columns: Columns, row: Mapping[str, Any], image: Blob | None, locator: str | None, total: int) -> str:
+    """What a row calls itself, else its image's path, else its number over all files."""
+    name = row.get(columns.id[0])
     if name not in (None, ""):
-        identity = str(name)
-    elif locator is not None and not isinstance(image, CellBlob):
-        identity = without_suffix(locator)
-    else:
-        identity = f"{len(listing.samples):09d}"
-    return Sample(identity, image, locator, captions, labels.read(cell, where), problem)
+        return str(name)
+    return f"{total:09d}" if locator is None or isinstance(image, CellBlob) else without_suffix(locator)
+
+
+def _identity_of_broken(reader: _Rows | Tables, place: str, number: int, total: int, row: Row) -> str:
+    """The id that a row has when it is mended, wherever what makes it can be read: else it could not be healed in its place."""
+    if isinstance(row, SampleError):
+        return f"{total:09d}"
+    try:
+        image, locator = reader.image(place, number, total, row.get(reader.columns.image[0]))
+    except SampleError:
+        image, locator = None, None
+    return _identity(reader.columns, row, image, locator, total)
 
 
 def _require_protocol(listing: _Listing, locator: str | None) -> None:
@@ -229,49 +175,21 @@ def without_suffix(path: str) -> str:
     return path if is_url(path) else Path(path).with_suffix("").as_posix() if Path(path).name else path
 
 
-def _value(row: Any, names: Sequence[str]) -> Any:
-    for name in names:
-        if name in row:
-            return row[name]
-    return None
-
-
-def read_captions(value: Any, separated: bool = False) -> tuple[tuple[str, ...], str | None]:
-    """Captions of a cell, and what is wrong with it; `separated`: by `|`."""
-    if value is None:
-        return (), None
-    if isinstance(value, str) and not (separated and "|" in value):
-        text = value.strip()
-        return ((text,) if text else ()), None
-    parts = value.split("|") if isinstance(value, str) else value
-    if not isinstance(parts, list | tuple) or not all(isinstance(part, str | int) for part in parts):
-        return (), f"'captions' must be a string or a list of strings, found {str(value)[:80]}."
-    return tuple(text for part in parts if (text := str(part).strip())), None
-
-
-def _require_columns(place: str, columns: Columns, present: Any) -> None:
-    if not {*columns.image, *columns.captions} & set(present):
-        names = ", ".join(map(str, present)) or "none"
-        raise SourceFormatError(
-            f"{place} has no column {columns.image[0]!r}, {' or '.join(map(repr, columns.captions[::-1]))}; its columns are: {names}. "
-            "Rename the one that holds them, or name it with --image-column or --caption-column."
-        )
-
-
 def _require_asked(name: str, columns: Columns, listing: _Listing) -> None:
     missing = [column for column in columns.asked if column not in listing.seen]
     if missing and listing.samples:
         raise SourceFormatError(f"{name} has no column {missing[0]!r}; its columns that are read here: {', '.join(sorted(listing.seen))}.")
 
 
-def _separated(place: str) -> Iterator[Row]:
-    """Rows of a CSV or TSV file with a header. Raises SourceFormatError where the file cannot be read any further."""
+def _separated(place: str, columns: Columns) -> Iterator[Row]:
+    """Rows of a CSV or TSV file with a header. Raises SourceFormatError where the file cannot be read any further, or names a column twice."""
     reader = None
     try:
         with open_place(place) as binary:
             file = io.TextIOWrapper(binary, encoding="utf-8-sig", newline="")
             reader = csv.reader(file, delimiter="\t" if suffix_of(place) == ".tsv" else ",", strict=True)
             header = next(reader, [])
+            require_distinct(place, columns, header)
             for row in reader:
                 if len(row) == len(header):
                     yield dict(zip(header, row, strict=True))

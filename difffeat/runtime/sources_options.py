@@ -17,10 +17,12 @@ class SourceOptions:
     `coco_captions` COCO captions JSON to join to instances;
     `class_folders` whether subfolders name classes (None: when every image lies one folder deep in two or more folders);
     `image_column`, `caption_column`, `label_column`, `id_column` names in a manifest, in Parquet or Arrow, in the JSON members of a tar
-    (None: image; captions or caption; labels or label; id). `label_column` may be several, separated by commas: each then holds 0 or 1, and its name
+    (None: image; captions or caption; labels or label; id, and in a tar the key). `id_column` may be `shard/key` or `folder/shard/key` for tars whose
+    keys repeat. `label_column` may be several, separated by commas: each then holds 0 or 1, and its name
     is a class;
     `classes` file with one class name a line: the order of the classes, and the names of labels given as numbers or as 0/1 vectors;
     `multi_hot` whether lists of numbers are 0/1 vectors (None: when the first rows are all as long as there are classes, and hold only 0 and 1);
+    with it, and without `classes`, the classes are called by their numbers;
     `dataset` reads a root folder in the published form of a standard data set (None: when it is unmistakable);
     `split` its part, or that of a saved Hugging Face dataset;
     `drop_unlabelled` leaves out samples without any label.

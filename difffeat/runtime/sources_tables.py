@@ -3,15 +3,118 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from difffeat.errors import SourceFormatError
-from difffeat.runtime.cells import open_arrow
-from difffeat.runtime.places import open_place, suffix_of
+from difffeat.runtime.blobs import Blob
+from difffeat.runtime.cells import CellBlob, Cells, open_arrow
+from difffeat.runtime.places import blob_at, open_place, parent, suffix_of
 from difffeat.runtime.remote import is_url
+from difffeat.runtime.sources_columns import Columns, require_columns, require_distinct
+from difffeat.runtime.sources_labels import LabelReader
+from difffeat.runtime.sources_options import SourceOptions
 
 BATCH_ROWS = 8192
+
+
+class Tables:
+    """Several files as one source: their columns are known beforehand, images may lie in cells.
+
+    Raises SourceFormatError for a file that cannot be read or names a column twice, and for files that differ in the type of their images.
+    """
+
+    separated = False
+
+    def __init__(self, places: Sequence[str], base: str | None, options: SourceOptions) -> None:
+        self._tables, self._options = [Table(place) for place in places], options
+        self.columns = _columns(self._tables, options)
+        self._bases = {place: parent(place) if base is None else base for place in places}
+        self._image = self.columns.image[0]
+        for table in self._tables:
+            require_distinct(table.place, self.columns, table.schema.names)
+        self._holders = {table.place for table in self._tables if self._image in table.schema.names}
+        self._kind = _one_kind([table for table in self._tables if table.place in self._holders], self._image)
+        files = [(table.place, table.count) for table in self._tables]
+        self._cells = Cells(files, self._image, self._bases[places[0]]) if self._kind in ("bytes", "struct") else None
+
+    def label_readers(self) -> dict[str, LabelReader]:
+        """How the labels of each file are read: by the classes of the options; else numbers mean the names that their own file declares.
+
+        Raises SourceFormatError where files declare different names and the options others still, or one declares none for its numbers.
+        """
+        options, columns = self._options, self.columns
+        places = [table.place for table in self._tables]
+        if columns.vector:
+            return dict.fromkeys(places, LabelReader(columns.vector, multi_hot=True))
+        declared = {table.place: next((names for name in columns.labels if (names := table.class_names(name))), ()) for table in self._tables}
+        distinct = list(dict.fromkeys(names for names in declared.values() if names))
+        if len(distinct) > 1 and options.classes is not None:
+            first, second = (next(place for place in places if declared[place] == names) for names in distinct[:2])
+            raise SourceFormatError(
+                f"{first} and {second} declare different class names, so that a number does not mean one line of --classes. Leave out --classes: "
+                "each file's own names are used."
+            )
+        if len(set(declared.values())) == 1 or options.classes is not None:
+            names, multi_hot = options.class_names() or (distinct or [()])[0], options.multi_hot
+            labels = LabelReader(names, multi_hot=False if distinct and multi_hot is None else multi_hot)
+            return dict.fromkeys(places, labels)
+        return self._own_readers(declared)
+
+    def _own_readers(self, declared: dict[str, tuple[str, ...]]) -> dict[str, LabelReader]:
+        """A reader for each list of names; files without one may hold any of all names, as text."""
+        multi_hot = self._options.multi_hot or False
+        named = next(place for place, names in declared.items() if names)
+        unnamed = next((t.place for t in self._tables if not declared[t.place] and any(map(t.holds_numbers, self.columns.labels))), None)
+        if unnamed is not None:
+            raise SourceFormatError(
+                f"{unnamed} declares no names for the numbers of its labels, and {named} does. Save both with the same class names, or pass "
+                "--classes FILE."
+            )
+        everything = tuple(dict.fromkeys(name for names in declared.values() for name in names))
+        readers = {names: LabelReader(names or everything, multi_hot=multi_hot) for names in set(declared.values())}
+        return {place: readers[names] for place, names in declared.items()}
+
+    def rows(self) -> Iterator[tuple[str, int, dict[str, Any]]]:
+        """(file, number in it from 1, row) of everything."""
+        for table in self._tables:
+            names = [name for name in self.columns.all if name in table.schema.names]
+            require_columns(table.place, self.columns, table.schema.names)
+            plain = [name for name in names if self._cells is None or name != self._image]
+            structs = [self._image] if self._kind == "struct" and table.place in self._holders else []
+            for number, row in enumerate(table.rows(plain, structs), 1):
+                if self._kind == "bytes" and table.place in self._holders:
+                    row[self._image] = None
+                yield table.place, number, row
+
+    def image(self, place: str, number: int, index: int, value: Any) -> tuple[Blob | None, str | None]:
+        """Where the image of a row lies (its number in the file from 1, over all files from 0), and its name."""
+        if place not in self._holders:
+            return None, None
+        if self._cells is None:
+            return (blob_at(self._bases[place], value), value) if value else (None, None)
+        return CellBlob(self._cells, index), value or f"{os.path.basename(place)}#{number}"
+
+
+def _columns(tables: Sequence[Table], options: SourceOptions) -> Columns:
+    """The columns that are asked for; where no file has one called `image`, that of images is the one that a schema declares."""
+    columns = Columns.of(options)
+    if options.image_column is None and not any("image" in table.schema.names for table in tables):
+        declared = {name for table in tables for name in table.image_features()}
+        if len(declared) == 1:
+            return replace(columns, image=(declared.pop(),))
+    return columns
+
+
+def _one_kind(tables: Sequence[Table], column: str) -> str | None:
+    """The kind of images in a column that all these files have; None where there are no files. Raises SourceFormatError naming two that differ."""
+    kinds = [table.image_kind(column) for table in tables]
+    other = next((table for table, kind in zip(tables, kinds, strict=True) if kind != kinds[0]), None)
+    if other is not None:
+        raise SourceFormatError(f"{other.place}: column {column!r} has another type than in {tables[0].place}.")
+    return kinds[0] if kinds else None
 
 
 class Table:
@@ -28,7 +131,8 @@ class Table:
             raise SourceFormatError(f"{place}: an Arrow file behind a URL cannot be read row by row. Copy it to this disk, or save it as Parquet.")
         try:
             self._open()
-        except (pa.ArrowException, OSError) as error:
+            _ = self.schema.names  # they are decoded when they are asked for
+        except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: a name that is no UTF-8
             raise SourceFormatError(f"{place} is no readable {'Arrow' if suffix_of(place) == '.arrow' else 'Parquet'} file: {error}.") from None
         self.features = _features(self.schema.metadata)
 
@@ -94,6 +198,15 @@ class Table:
     def image_features(self) -> list[str]:
         """Columns that Hugging Face datasets declared as images."""
         return [name for name, feature in self.features.items() if isinstance(feature, dict) and feature.get("_type") == "Image"]
+
+    def holds_numbers(self, column: str) -> bool:
+        """Whether a column is there and holds whole numbers, alone or in lists."""
+        import pyarrow as pa
+
+        kind = self.schema.field(column).type if column in self.schema.names else pa.null()
+        while pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+            kind = kind.value_type
+        return pa.types.is_integer(kind)
 
     def class_names(self, column: str) -> tuple[str, ...]:
         """Names of a column that Hugging Face datasets declared as class labels, alone or in a list; none for any other."""

@@ -11,17 +11,21 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
-from difffeat.errors import SampleError, SourceFormatError
+from difffeat.errors import DuplicateSample, SampleError, SourceFormatError
 from difffeat.runtime.blobs import SliceBlob
-from difffeat.runtime.places import open_place, stem_of
+from difffeat.runtime.places import open_place, path_of
+from difffeat.runtime.remote import is_url
 from difffeat.runtime.samples import IMAGE_SUFFIXES, Sample, Source, broken_notes, broken_sample, multi_hot_classes
+from difffeat.runtime.sources_columns import Columns, first_filled, read_captions
 from difffeat.runtime.sources_labels import LabelReader
-from difffeat.runtime.sources_manifest import LOOKED_AT, Columns, read_captions
+from difffeat.runtime.sources_manifest import LOOKED_AT
 from difffeat.runtime.sources_options import SourceOptions
 
 PACKED = (".gz", ".tgz", ".bz2", ".xz", ".zst")
 IMAGES = tuple(suffix[1:] for suffix in IMAGE_SUFFIXES)
 TEXTS = ("txt", "json", "cls")
+SHARD_IDS = {"shard/key": 1, "folder/shard/key": 2}
+"""Values of `id_column` that name no column, and how many parts of the shard's path stand before the key."""
 MAX_TEXT = 1 << 20
 """Largest caption, JSON or class member, in bytes."""
 MAX_HEADER = 1 << 20
@@ -33,21 +37,24 @@ def read_tars(places: Sequence[str], options: SourceOptions, name: str) -> Sourc
 
     Members belong together by their key: the folder and the file name up to its first dot. `.jpg`, `.png`, `.webp` ... is the image, `.txt` the
     captions, one a line, `.json` captions and labels under the names of the columns (captions, caption; labels, label, cls), `.cls` a class number or
-    name. Of captions in `.txt` and `.json`, and labels in `.cls` and `.json`, the first are taken. The id is that of the `.json` where `id_column` is
-    given, else the key; only where several shards have the same key, each such sample is called `shard/key`. Other members are passed over and
-    counted.
+    name. Of captions in `.txt` and `.json`, and labels in `.cls` and `.json`, the first that hold something are taken. Other members are passed over
+    and counted.
+
+    The id is the key; where `id_column` is given, what the `.json` holds there, or, for `shard/key` and `folder/shard/key`, the key behind the name
+    of its shard. An id never depends on which other shards are listed: a sample that was added twice would be another one each time.
 
     Listing reads every header: for shards behind URLs about a request a member, if images are larger than 256 KiB, so keep large sets near.
 
-    Raises SourceFormatError for a shard that is compressed or damaged.
+    Raises SourceFormatError for a shard that is compressed or damaged, DuplicateSample where the ids of two samples would be the same.
     """
     columns = Columns.of(options)
     ignored: Counter[str] = Counter()
     entries = [entry for place in places for entry in _entries(place, columns, ignored)]
     labels = LabelReader(options.class_names(), multi_hot=options.multi_hot)
-    labels.look([entry.label for entry in entries[:LOOKED_AT]])
-    names = _identities(entries, places)
-    samples = tuple(_sample(entry, identity, labels) for entry, identity in zip(entries, names, strict=True))
+    labels.look([entry.label for entry in entries[:LOOKED_AT]], name)
+    parts = SHARD_IDS.get(columns.id[0], 0)
+    _require_distinct(entries, parts, name)
+    samples = tuple(_sample(entry, parts, labels) for entry in entries)
     classes = (labels.classes or multi_hot_classes(samples)) if any(sample.labels is not None for sample in samples) else ()
     return Source(name, samples, classes, +ignored, broken_notes(samples))
 
@@ -162,17 +169,27 @@ def _interpret(entry: _Entry, columns: Columns) -> None:
     texts, entry.texts = entry.texts, {}
     if "json" in texts:
         _interpret_json(entry, texts["json"], columns)
-    for kind in ("txt", "cls"):
-        if kind in texts:
-            try:
-                text = texts[kind].decode("utf-8-sig")
-            except UnicodeDecodeError as error:
-                entry.caption_problem = f"its .{kind} is not UTF-8 (byte {error.start}). Save it as UTF-8."
-                continue
-            if kind == "txt":
-                entry.captions = tuple(line.strip() for line in text.splitlines() if line.strip()) or entry.captions
-            else:
-                entry.label = text.strip()
+    if "txt" in texts:
+        text, problem = _decoded(texts["txt"], "txt")
+        if captions := tuple(line.strip() for line in text.splitlines() if line.strip()):
+            entry.captions, entry.caption_problem = captions, None
+        entry.caption_problem = problem or entry.caption_problem
+    if "cls" in texts:
+        text, problem = _decoded(texts["cls"], "cls")
+        if text.strip() or entry.label is None:
+            entry.label = text.strip()
+        entry.problem = entry.problem or problem
+    if entry.identity is None and columns.id[0] in columns.asked and columns.id[0] not in SHARD_IDS:
+        entry.problem = entry.problem or f"its .json has no {columns.id[0]!r}, the id that was asked for."
+        entry.identity = f"{_shard(entry.place, 1)}/{entry.key}"
+
+
+def _decoded(content: bytes, kind: str) -> tuple[str, str | None]:
+    """The text of a member, and what is wrong with it."""
+    try:
+        return content.decode("utf-8-sig"), None
+    except UnicodeDecodeError as error:
+        return "", f"its .{kind} is not UTF-8 (byte {error.start}). Save it as UTF-8."
 
 
 def _interpret_json(entry: _Entry, content: bytes, columns: Columns) -> None:
@@ -184,30 +201,43 @@ def _interpret_json(entry: _Entry, content: bytes, columns: Columns) -> None:
     if not isinstance(data, dict):
         entry.problem = entry.problem or "its .json is not a JSON object."
         return
-    caption = next((data[name] for name in columns.captions if data.get(name) is not None), None)
-    entry.captions, entry.caption_problem = read_captions(caption)
-    entry.label = next((data[name] for name in (*columns.labels, "cls") if data.get(name) is not None), None)
-    if columns.id[0] in columns.asked:
-        identity = data.get(columns.id[0])
-        entry.identity = None if identity is None else str(identity)
-        if identity is None:
-            entry.problem = entry.problem or f"its .json has no {columns.id[0]!r}, the id that was asked for."
+    entry.captions, entry.caption_problem = read_captions(first_filled(data, columns.captions))
+    entry.label = first_filled(data, (*columns.labels, "cls"))
+    if columns.id[0] in columns.asked and columns.id[0] not in SHARD_IDS and data.get(columns.id[0]) not in (None, ""):
+        entry.identity = str(data[columns.id[0]])
 
 
-def _identities(entries: Sequence[_Entry], places: Sequence[str]) -> list[str]:
-    """Ids: as given, or the key; `shard/key` where shards share a key. Shards of one name are told apart by their folders."""
-    keys = Counter(entry.key for entry in entries if entry.identity is None) if len(places) > 1 else Counter()
-    stems = {place: stem_of(place) for place in places}
-    if len(set(stems.values())) < len(stems):
-        folders = [PurePosixPath(place).parent for place in places]
-        common = next(folder for folder in (folders[0], *folders[0].parents) if all(other.is_relative_to(folder) for other in folders))
-        stems = {place: PurePosixPath(place).relative_to(common).with_suffix("").as_posix() for place in places}
-    return [entry.identity or (f"{stems[entry.place]}/{entry.key}" if keys[entry.key] > 1 else entry.key) for entry in entries]
+def _shard(place: str, parts: int) -> str:
+    """The last parts of a shard's path, without its suffix; they are the same however the path is written."""
+    path = place if is_url(place) else os.path.abspath(place)
+    return "/".join(PurePosixPath(path_of(path)).with_suffix("").parts[-parts:])
 
 
-def _sample(entry: _Entry, identity: str, labels: LabelReader) -> Sample:
-    where = f"{entry.place}, {entry.key}"
-    locator = f"{os.path.basename(entry.place)}/{entry.member or entry.key}"
+def _identity(entry: _Entry, parts: int) -> str:
+    if entry.identity is not None:
+        return entry.identity
+    return f"{_shard(entry.place, parts)}/{entry.key}" if parts else entry.key
+
+
+def _require_distinct(entries: Sequence[_Entry], parts: int, name: str) -> None:
+    """Raises DuplicateSample naming the first two shards whose samples would have one id, and how to tell them apart."""
+    if parts > 1:
+        return  # the source itself tells it
+    places: dict[str, str] = {}
+    for entry in entries:
+        if entry.identity is None and (other := places.setdefault(_identity(entry, parts), entry.place)) != entry.place:
+            form = list(SHARD_IDS)[parts]
+            both = " and ".join(f"{_shard(place, parts + 1)}/{entry.key}" for place in (other, entry.place))
+            raise DuplicateSample(
+                f"{name}: {other} and {entry.place} both hold the key {entry.key!r}, so that {'shard and key are' if parts else 'it is'} no id. "
+                f"With --id-column {form} they are called {both}; or pass --id-column with the key of the .json members that holds ids."
+            )
+
+
+def _sample(entry: _Entry, parts: int, labels: LabelReader) -> Sample:
+    where, identity = f"{entry.place}, {entry.key}", _identity(entry, parts)
+    folder = f"{_shard(entry.place, parts).partition('/')[0]}/" if parts > 1 else ""
+    locator = f"{folder}{os.path.basename(entry.place)}/{entry.member or entry.key}"
     try:
         if entry.problem is not None:
             raise SampleError(entry.problem)

@@ -58,6 +58,21 @@ def _lists_as_json(lists: Sequence[Sequence[Any] | None]) -> list[str]:
     return [texts[key] for key in keys]
 
 
+def renamed(stored: Columns, columns: Columns) -> list[tuple[int, int]]:
+    """Rows of a store and samples of a source that are the same image, captions and labels under two ids, neither of which the other side has.
+
+    To add these samples would double the rows. Of images that merely share their names some differ in their bytes, captions or labels; then none is
+    listed. Samples without an image are not looked at.
+
+    **Returns:** pairs of (row in `stored`, row in `columns`).
+    """
+    held, listed = set(stored["id"]), set(columns["id"])
+    gone = {stored["image"][row]: row for row, name in enumerate(stored["id"]) if name not in listed and stored["image"][row] is not None}
+    pairs = [(gone[image], row) for row, image in enumerate(columns["image"]) if image in gone and columns["id"][row] not in held]
+    alike = all(stored[name][row] == columns[name][other] for row, other in pairs for name in ("bytes", "captions", "labels"))
+    return pairs if alike else []
+
+
 def joint_digest(rows: Sequence[bytes]) -> str:
     """SHA-256 over the digests of rows in order: of a part of the table, or of a shard's samples."""
     return hashlib.sha256(b"".join(rows)).hexdigest()

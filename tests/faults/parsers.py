@@ -26,6 +26,7 @@ from difffeat.runtime.preprocess import decode, quiet_pillow
 from difffeat.runtime.store import Store, map_shard, verify
 from difffeat.runtime.tokens import Captions
 from difffeat.workflows.scenes import tokenizer_json
+from tests.faults.listings import listings
 from tests.faults.mutations import spoiled_bytes, spoiled_json
 from tests.faults.outcome import Outcome, Size, outcome
 from tests.faults.poison import photo, saved
@@ -67,7 +68,8 @@ def targets(work: Path) -> dict[str, Target]:
     with Lock(copies["lock"]):
         held = (copies["lock"] / LOCK).read_bytes()
     (copies["lock"] / LOCK).write_bytes(held)
-    return found | _picture_targets(work) | _artifact_targets(work)
+    sources = {f"source {name}": Target(path, read, (DifffeatError,), is_json) for name, (path, read, is_json) in listings(work / "listings").items()}
+    return found | _picture_targets(work) | _artifact_targets(work) | sources
 
 
 def _picture_targets(work: Path) -> dict[str, Target]:

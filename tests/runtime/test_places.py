@@ -8,7 +8,7 @@ import pytest
 
 from difffeat.errors import SourceError
 from difffeat.runtime.blobs import FileBlob, UrlBlob
-from difffeat.runtime.places import blob_at, expand, is_pattern, parent, stem_of, suffix_of
+from difffeat.runtime.places import blob_at, expand, is_pattern, parent, path_of, suffix_of
 
 
 @pytest.mark.parametrize(
@@ -68,5 +68,5 @@ def test_below_a_url_no_name_is_a_path_of_this_machine() -> None:
 
 def test_a_urls_query_belongs_to_no_name() -> None:
     assert suffix_of("https://h/a.CSV?download=1") == ".csv"
-    assert stem_of("https://h/x/a.tar?x=b.c") == "a"
+    assert path_of("https://h/x/a.tar?x=b.c") == "/x/a.tar"
     assert (parent("s3://b/x/a.csv"), parent("a.csv"), parent("/x/a.csv")) == ("s3://b/x", ".", "/x")

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from difffeat.errors import DecodeError, DuplicateSample, EmptySource, SourceError, SourceFormatError
 from difffeat.runtime.blobs import FileBlob
 from difffeat.runtime.extract import extract
+from difffeat.runtime.matching import Mode
 from difffeat.runtime.samples import Sample, Source
 from difffeat.runtime.sources import open_source
 from difffeat.runtime.sources_manifest import without_suffix
@@ -42,6 +44,26 @@ def test_a_folder_is_listed_in_path_order_and_the_rest_is_counted(tmp_path: Path
     assert source.samples[2].locator == "z/c.webp"
     assert dict(source.ignored) == {".pdf": 1, "": 1, ".txt": 1}
     assert (source.classes, source.samples[0].labels) == ((), None)
+
+
+def test_hidden_names_are_no_classes_and_no_samples_but_are_counted(tmp_path: Path) -> None:
+    root = touch(tmp_path, "cat/1.png", "dog/2.png", ".ipynb_checkpoints/1.png", "cat/._1.png", "cat/.cache/3.png", ".DS_Store", "dog/.2.txt")
+    source = open_source(root)
+    assert (ids(source), source.classes) == (["cat/1", "dog/2"], ("cat", "dog"))
+    assert dict(source.ignored) == {"hidden": 5}
+    assert source.notes == ("3 hidden images and folders are left out, the first is .ipynb_checkpoints/: rename what belongs to the samples",)
+    touch(tmp_path / ".here", "1.png", ".DS_Store")
+    assert (ids(open_source(tmp_path / ".here")), open_source(tmp_path / ".here").notes) == (["1"], ())
+    touch(tmp_path / "only", ".1.png")
+    with pytest.raises(EmptySource, match=r"only holds no samples \(passed over: 1 × hidden\)"):
+        open_source(tmp_path / "only")
+
+
+def test_hidden_names_behind_a_url_are_left_out_too() -> None:
+    memory = fsspec.filesystem("memory")
+    memory.pipe({"/hidden/cat/1.png": b"", "/hidden/dog/2.png": b"", "/hidden/.ipynb_checkpoints/1.png": b"", "/hidden/cat/._1.png": b""})
+    source = open_source("memory://hidden")
+    assert (ids(source), source.classes, dict(source.ignored)) == (["cat/1", "dog/2"], ("cat", "dog"), {"hidden": 2})
 
 
 def test_captions_lie_beside_their_image_one_a_line(tmp_path: Path) -> None:
@@ -162,6 +184,13 @@ def errors() -> dict[str, tuple[str, str | bytes, type[SourceError], str]]:
     """Kind of mistake -> file name, content, error, part of its message."""
     foreign = {**INSTANCES, "annotations": [{"image_id": 9, "category_id": 99}]}
     return {
+        "COCO of numbers": ("m.json", '{"images": [], "annotations": [5]}', SourceFormatError, "an entry lacks 'image_id' of type int: 5"),
+        "COCO without categories": (
+            "m.json",
+            '{"images": [], "annotations": [], "categories": null}',
+            SourceFormatError,
+            "'categories' must be a list, found NoneType",
+        ),
         "no column": (
             "m.csv",
             "path,label\na,b\n",
@@ -258,6 +287,65 @@ def test_a_row_that_cannot_be_read_keeps_its_place_and_says_why(kind: str, tmp_p
         assert message in reason(sample)
         assert sample.problem == reason(sample)
     assert source.notes == (f"2 rows cannot be read and will be in quarantine; the first is {name}#2: {source.samples[1].problem}",)
+
+
+FULLER = {
+    '{"image": "a.png", "captions": null, "caption": "a cat", "labels": null, "label": "cat"}',
+    '{"image": "a.png", "captions": [], "caption": "a cat", "labels": [], "label": "cat"}',
+    '{"image": "a.png", "captions": [" ", null], "caption": ["a cat"], "labels": "", "label": ["cat"]}',
+    '{"image": "a.png", "captions": "a cat", "caption": "hidden", "labels": ["cat"], "label": "hidden"}',
+}
+
+
+@pytest.mark.parametrize("row", FULLER)
+def test_of_two_columns_of_a_role_the_first_that_holds_something_is_taken(row: str, tmp_path: Path) -> None:
+    (tmp_path / "m.jsonl").write_text(row)
+    sample = open_source(tmp_path / "m.jsonl").samples[0]
+    assert (sample.captions, sample.labels, sample.problem) == (("a cat",), ("cat",), None)
+
+
+def test_an_empty_list_of_labels_says_that_there_are_none_and_null_that_nobody_knows(tmp_path: Path) -> None:
+    (tmp_path / "m.jsonl").write_text(
+        '{"image": "a.png", "labels": [], "label": null}\n{"image": "b.png", "labels": null}\n{"image": "c.png", "label": 0}\n'
+    )
+    assert [sample.labels for sample in open_source(tmp_path / "m.jsonl").samples] == [(), None, ("0",)]
+
+
+def test_two_columns_of_one_name_are_refused_where_they_are_read(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text("image,caption,caption\na.png,first,second\n")
+    with pytest.raises(
+        SourceFormatError, match=r"m.csv has 2 columns called 'caption', of which one would hide the others. Rename or remove all but"
+    ):
+        open_source(tmp_path / "m.csv")
+    (tmp_path / "m.csv").write_text("image,caption,,\na.png,first,,\n")
+    assert open_source(tmp_path / "m.csv").samples[0].captions == ("first",)
+
+
+@pytest.mark.parametrize(
+    ("row", "identity"),
+    [
+        ('{"image": "x/1.png", "label": 3.5}', "x/1"),
+        ('{"id": 7, "image": "1.png", "label": 3.5}', "7"),
+        ('{"id": 7, "image": 5}', "7"),
+        ('{"caption": 1.5}', "000000001"),
+        ('{"image": 5}', "000000001"),
+    ],
+)
+def test_a_broken_row_has_the_id_that_it_has_when_it_is_mended(row: str, identity: str, tmp_path: Path) -> None:
+    (tmp_path / "m.jsonl").write_text(f'{{"image": "a.png"}}\n{row}\n')
+    source = open_source(tmp_path / "m.jsonl")
+    assert ids(source) == ["a", identity]
+    assert reason(source.samples[1])
+
+
+def test_a_row_with_a_bad_label_is_healed_in_its_place(tmp_path: Path) -> None:
+    for number in range(2):
+        (tmp_path / f"{number}.png").write_bytes(encoded(number))
+    (tmp_path / "m.jsonl").write_text('{"image": "0.png", "label": 3}\n{"image": "1.png", "label": 3.5}\n')
+    extract(FakeEngine(), open_source(tmp_path / "m.jsonl"), tmp_path / "out", batch_size=2, max_bad_fraction=0.9)
+    (tmp_path / "m.jsonl").write_text('{"image": "0.png", "label": 3}\n{"image": "1.png", "label": 4}\n')
+    summary = extract(FakeEngine(), open_source(tmp_path / "m.jsonl"), tmp_path / "out", batch_size=2, mode=Mode.RETRY)
+    assert (summary.rows, summary.healed, summary.quarantined) == (2, 1, 0)
 
 
 def test_a_caption_that_is_no_text_spoils_the_captions_alone(tmp_path: Path) -> None:

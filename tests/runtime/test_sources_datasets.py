@@ -88,8 +88,10 @@ def test_imagenet_as_downloaded(tmp_path: Path) -> None:
 
 
 def test_imagenet_in_class_folders_needs_its_name(tmp_path: Path) -> None:
+    write(tmp_path, {"val/n01440764/._a.JPEG": b"", "val/.ipynb_checkpoints/a.JPEG": b""})
     root = write(tmp_path, {"val/n01440764/a.JPEG": encoded(0), "val/n01443537/b.JPEG": encoded(0)})
     assert labels(open_source(root, SourceOptions(dataset="imagenet", split="val"))) == {"a": ("n01440764",), "b": ("n01443537",)}
+    assert open_source(root, SourceOptions(dataset="imagenet", split="val")).classes == ("n01440764", "n01443537")
     assert labels(open_source(root / "val")) == {"n01440764/a": ("n01440764",), "n01443537/b": ("n01443537",)}
 
 
@@ -186,9 +188,10 @@ def test_visual_genome_500(part: str, tmp_path: Path) -> None:
     assert readable(test)
     names = write(tmp_path, {"names.txt": "".join(f"name {n}\n" for n in range(12))}) / "names.txt"
     assert labels(open_source(f"{root}::test", SourceOptions(classes=names))) == {"3": ("name 11",)}
-    write(root, {f"{part}vg_category_500_labels_index.json": '{"1.jpg": ["0"]}'})
-    with pytest.raises(SourceFormatError, match=r"the entry '1.jpg' is no list of class numbers: \['0'\]"):
-        open_source(f"{root}::train")
+    for label in ('"0"', "500", "9999999999"):
+        write(root, {f"{part}vg_category_500_labels_index.json": f'{{"1.jpg": [{label}]}}'})
+        with pytest.raises(SourceFormatError, match=r"the entry '1.jpg' is no list of class numbers, 0 to 499: \["):
+            open_source(f"{root}::train")
 
 
 @pytest.mark.parametrize("part", ["", "Groundtruth/"])
@@ -211,7 +214,10 @@ def test_nus_wide(part: str, tmp_path: Path) -> None:
     assert train.notes[0].startswith("1 rows cannot be read and will be in quarantine; the first is zoo/0003_1.jpg: Labels_lake_Train.txt")
     assert labels(test) == {"zoo/0004_2": ("lake",)}
     assert readable(test)
-    write(root, {f"{part}TrainTestLabels/Labels_lake_Train.txt": "1\n"})
+    write(root, {"Concepts81.txt": "air\0port\nlake\n"})
+    with pytest.raises(SourceFormatError, match=r"cannot be read \(embedded null byte\)"):
+        open_source(f"{root}::train")
+    write(root, {"Concepts81.txt": "airport\nlake\n", f"{part}TrainTestLabels/Labels_lake_Train.txt": "1\n"})
     with pytest.raises(SourceFormatError, match=r"Labels_lake_Train.txt has 1 lines for 3 images"):
         open_source(f"{root}::train")
 

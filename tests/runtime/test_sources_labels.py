@@ -6,12 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from difffeat.errors import SampleError, SourceFormatError
 from difffeat.runtime.sources import open_source
 from difffeat.runtime.sources_labels import LabelReader
 from difffeat.runtime.sources_options import SourceOptions, read_class_names
+from tests.runtime.test_sources_tar import listed, shard
 
 CLASSES = ("cat", "dog", "mat")
 
@@ -19,7 +22,7 @@ CLASSES = ("cat", "dog", "mat")
 @pytest.mark.parametrize(
     ("cell", "names"),
     [
-        (None, None), (-1, None), ("dog", ("dog",)), (2, ("mat",)), ("2", ("mat",)), ([], ()), ("", ()),
+        (None, None), (-1, None), ("-1", None), (" -1\n", None), ([-1], None), ("dog", ("dog",)), (2, ("mat",)), ("2", ("mat",)), ([], ()), ("", ()),
         (["cat", "mat"], ("cat", "mat")), ([0, 2], ("cat", "mat")), ((1,), ("dog",)),
     ],
 )  # fmt: skip
@@ -55,6 +58,79 @@ def test_a_vector_that_comes_after_other_rows_is_not_taken_for_numbers(first: li
     reader.look(first)
     with pytest.raises(SourceFormatError, match=r"a.csv, row 2000: its labels look like a 0/1 vector, .* --multi-hot or --no-multi-hot"):
         reader.read([0, 1, 1], "a.csv, row 2000")
+
+
+VECTORS = [[0, 1, 0, 1], [1, 0, 0, 0], [0, 0, 0, 0]]
+UNNAMED = r"its labels look like 0/1 vectors, and nobody names their 4 classes. Name them with --classes FILE, one a line; or say --multi-hot to call"
+
+
+def written_as(suffix: str, folder: Path) -> Path:
+    """A source of the three vectors above, of this kind."""
+    path = folder / f"m{suffix}"
+    if suffix == ".csv":
+        path.write_text("image,labels\n" + "".join(f"{n}.png,{'|'.join(map(str, row))}\n" for n, row in enumerate(VECTORS)))
+    elif suffix == ".jsonl":
+        path.write_text("".join(json.dumps({"image": f"{n}.png", "labels": row}) + "\n" for n, row in enumerate(VECTORS)))
+    elif suffix == ".parquet":
+        pq.write_table(pa.table({"image": [f"{n}.png" for n in range(3)], "labels": VECTORS}), path)
+    else:
+        members = {f"{n}.{kind}": content for n, row in enumerate(VECTORS) for kind, content in (("png", b"x"), ("json", labels_json(row)))}
+        shard(path, members)
+    return path
+
+
+def labels_json(row: list[int]) -> bytes:
+    return json.dumps({"labels": row}).encode()
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet", ".tar"])
+def test_vectors_of_unnamed_classes_are_never_read_as_class_numbers(suffix: str, tmp_path: Path) -> None:
+    path = written_as(suffix, tmp_path)
+    with pytest.raises(SourceFormatError, match=UNNAMED):
+        open_source(path)
+    source = open_source(path, SourceOptions(multi_hot=True))
+    assert source.classes == ("0", "1", "2", "3")
+    assert [sample.labels for sample in source.samples] == [("1", "3"), ("0",), ()]
+    assert open_source(path, SourceOptions(multi_hot=False)).classes == ("0", "1")
+
+
+@pytest.mark.parametrize("rows", [[[0, 1], [1, 0]], [[0, 0, 1], [1]], [[0, 1, 2], [0, 0, 1]], [[1], [0]], [[], [1, 0]]])
+def test_what_may_be_class_numbers_is_read_as_such(rows: list[list[int]]) -> None:
+    reader = LabelReader()
+    reader.look(rows)
+    assert [reader.read(row, "here") for row in rows] == [tuple(dict.fromkeys(map(str, row))) for row in rows]
+
+
+def test_unnamed_vectors_are_found_after_rows_without_labels() -> None:
+    reader = LabelReader()
+    reader.look([None, [], -1])
+    with pytest.raises(SourceFormatError, match=r"a.csv, row 2000: its labels look like 0/1 vectors"):
+        reader.read([0, 1, 1], "a.csv, row 2000")
+
+
+def test_vectors_of_several_lengths_number_no_classes() -> None:
+    with pytest.raises(SourceFormatError, match=r"m.jsonl: with --multi-hot its labels are 0/1 vectors, and their lengths are 2, 3. Give them one"):
+        LabelReader(multi_hot=True).look([[0, 1], [0, 1, 1]], "m.jsonl")
+
+
+@pytest.mark.parametrize("content", ["image,label\n1.png,-1\n2.png,cat\n", "image,labels\n1.png,-1\n2.png,cat\n"])
+def test_minus_one_as_text_means_no_label_too(content: str, tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text(content)
+    source = open_source(tmp_path / "m.csv")
+    assert (source.classes, [sample.labels for sample in source.samples]) == (("cat",), [None, ("cat",)])
+    assert listed(open_source(shard(tmp_path / "a.tar", {"1.png": b"", "1.cls": b"-1\n", "2.png": b"", "2.cls": b"3"})))["1"] == ((), None)
+
+
+def test_minus_one_beside_other_labels_is_no_label_and_no_class() -> None:
+    with pytest.raises(SampleError, match=r"its labels hold -1, which means that there are none, beside others"):
+        LabelReader().read([-1, 1], "here")
+    assert LabelReader(("-1", "1")).read("-1", "here") == ("-1",)
+
+
+def test_a_label_of_thousands_of_digits_is_a_name_or_a_typed_error() -> None:
+    digits = "9" * 5000
+    with pytest.raises(SourceFormatError, match=r"label '9{80}' is none of the 3 classes"):
+        LabelReader(CLASSES).read(digits, "here")
 
 
 def test_what_was_said_is_not_guessed() -> None:

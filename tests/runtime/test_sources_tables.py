@@ -168,6 +168,77 @@ def test_class_names_and_the_image_column_come_from_the_schema(tmp_path: Path) -
     assert [sample.labels for sample in several.samples] == [("cat", "dog"), ("cat",), (), ("dog",), ("cat", "dog")]
 
 
+def labelled(path: Path, names: list[str] | None, values: list[Any]) -> Path:
+    """A file whose ids and images are its own, with the class names that it declares for its labels."""
+    columns = {"image": [f"{path.stem}{row}.png" for row in range(len(values))], "label": values}
+    features = None if names is None else {"label": {"names": names, "_type": "ClassLabel"}}
+    return parquet(path, columns, features)
+
+
+def test_each_files_numbers_mean_its_own_class_names(tmp_path: Path) -> None:
+    labelled(tmp_path / "a.parquet", ["cat", "dog"], [0, 1])
+    labelled(tmp_path / "b.parquet", ["dog", "cow", "cat"], [0, 1, 2, -1])
+    labelled(tmp_path / "c.parquet", None, ["cow", None])
+    source = open_source(f"{tmp_path}/{{a,b,c}}.parquet")
+    assert source.classes == ("cat", "dog", "cow")
+    assert [sample.labels for sample in source.samples] == [("cat",), ("dog",), ("dog",), ("cow",), ("cat",), None, ("cow",), None]
+
+
+def test_numbers_that_may_mean_two_things_are_refused(tmp_path: Path) -> None:
+    labelled(tmp_path / "a.parquet", ["cat", "dog"], [0, 1])
+    labelled(tmp_path / "b.parquet", ["dog", "cat"], [0, 1])
+    labelled(tmp_path / "c.parquet", None, [0, 1])
+    (tmp_path / "names").write_text("one\ntwo\n")
+    named = SourceOptions(classes=tmp_path / "names")
+    with pytest.raises(SourceFormatError, match=r"a.parquet and .*b.parquet declare different class names, .* Leave out --classes"):
+        open_source(f"{tmp_path}/{{a,b}}.parquet", named)
+    with pytest.raises(SourceFormatError, match=r"c.parquet declares no names for the numbers of its labels, and .*a.parquet does.* pass --classes"):
+        open_source(f"{tmp_path}/{{a,c}}.parquet")
+    assert [sample.labels for sample in open_source(f"{tmp_path}/{{a,c}}.parquet", named).samples] == [("one",), ("two",)] * 2
+
+
+@pytest.mark.parametrize("order", ["{a,b}", "{b,a}"])
+def test_files_without_images_and_files_with_them_are_one_source(order: str, tmp_path: Path) -> None:
+    for kind in ("binary", "struct"):
+        parquet(tmp_path / "a.parquet", {"caption": ["one", "two"]})
+        parquet(tmp_path / "b.parquet", {"image": CELLS[kind], "caption": list("abcde")})
+        source = open_source(f"{tmp_path}/{order}.parquet")
+        assert bytes_of(source) == IMAGES
+        assert {sample.captions for sample in source.samples if sample.image is None} == {("one",), ("two",)}
+
+
+def test_the_name_of_a_field_that_is_no_utf8_is_each_samples_problem(tmp_path: Path) -> None:
+    rows = [{"bytes": None, "zzzz": 1, "path": "x.png"}]
+    path = arrow(tmp_path / "a.arrow", {"image": pa.array(rows, pa.struct([("bytes", pa.binary()), ("zzzz", pa.int8()), ("path", pa.string())]))})
+    path.write_bytes(path.read_bytes().replace(b"zzzz", b"zz\xff\xfe"))
+    blob = open_source(path).samples[0].image
+    assert blob is not None
+    with pytest.raises(DecodeError, match=r"row 1 of .* cannot be read \('utf-8' codec"):
+        blob.read()
+
+
+@pytest.mark.parametrize("write", [parquet, arrow])
+def test_a_column_that_is_there_twice_is_refused(write: Any, tmp_path: Path) -> None:
+    table = pa.table([["a.png"], ["first"], ["second"], [1], [2]], names=["image", "caption", "caption", "other", "other"])
+    path = tmp_path / f"a.{write.__name__}"
+    if write is parquet:
+        pq.write_table(table, path)
+    else:
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+    with pytest.raises(SourceFormatError, match=r"has 2 columns called 'caption', of which one would hide the others. Rename or remove all but one"):
+        open_source(path)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_a_column_name_that_is_no_utf8_is_told(kind: str, tmp_path: Path) -> None:
+    columns = {"image": ["a.png"], "zzzz": [1]}
+    path = arrow(tmp_path / "a.arrow", columns) if kind == "arrow" else parquet(tmp_path / "a.parquet", columns, store_schema=False)
+    path.write_bytes(path.read_bytes().replace(b"zzzz", b"zz\xff\xfe"))
+    with pytest.raises(SourceFormatError, match=rf"a.{kind} is no readable {kind.capitalize()} file: .*utf-8"):
+        open_source(path)
+
+
 @pytest.mark.parametrize("metadata", [b"", b"{", b"[]", b'{"info": 5}', b'{"info": {"features": [1]}}'])
 def test_strange_metadata_is_passed_over(metadata: bytes, tmp_path: Path) -> None:
     table = pa.table({"image": CELLS["binary"]}).replace_schema_metadata({b"huggingface": metadata})
@@ -236,6 +307,7 @@ def test_a_split_is_chosen_by_name(saved: Path) -> None:
 @pytest.mark.parametrize(
     ("state", "message"),
     [
+        ({"_data_files": [{"filename": "a" * 5000}]}, "lacks .*aaa, of 1 files"),
         ({"_data_files": [{"filename": "gone.arrow"}]}, "lacks .*gone.arrow, of 1 files. Copy the dataset again"),
         ({"_data_files": [], "_indices_data_files": [{}]}, "holds rows in another order than its files. Save it anew: dataset.flatten_indices"),
         ({"_data_files": 5}, "names no data files"),

@@ -17,10 +17,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from difffeat.errors import DecodeError, DuplicateSample, SourceError, SourceFormatError
+from difffeat.runtime.extract import extract
+from difffeat.runtime.matching import Mode
 from difffeat.runtime.samples import Sample, Source
 from difffeat.runtime.sources import open_source
 from difffeat.runtime.sources_options import SourceOptions
-from tests.runtime.fake import encoded
+from tests.runtime.fake import FakeEngine, encoded
 
 
 def shard(path: Path, members: dict[str, bytes], change: Callable[[tarfile.TarInfo], Any] = lambda info: None) -> Path:
@@ -84,14 +86,51 @@ def test_shards_of_a_pattern_are_one_source_in_order(tmp_path: Path) -> None:
         open_source(f"{tmp_path}/{{000..003}}.tar")
 
 
-def test_only_keys_that_repeat_get_their_shard_in_front(tmp_path: Path) -> None:
-    shard(tmp_path / "a.tar", {"0.png": b"", "1.png": b""})
-    shard(tmp_path / "b.tar", {"1.png": b"", "2.png": b""})
-    assert list(listed(open_source(f"{tmp_path}/{{a,b}}.tar"))) == ["0", "a/1", "b/1", "2"]
+def test_an_id_does_not_depend_on_the_other_shards(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        shard(tmp_path / f"{name}.tar", {"0.png": b"", f"{name}.png": b""})
+    assert list(listed(open_source(tmp_path / "a.tar"))) == ["0", "a"]
+    with pytest.raises(DuplicateSample) as caught:
+        open_source(f"{tmp_path}/{{a,b}}.tar")
+    assert str(caught.value) == (
+        f"{tmp_path}/{{a,b}}.tar: {tmp_path}/a.tar and {tmp_path}/b.tar both hold the key '0', so that it is no id. With --id-column shard/key they "
+        "are called a/0 and b/0; or pass --id-column with the key of the .json members that holds ids."
+    )
+    told = SourceOptions(id_column="shard/key")
+    assert list(listed(open_source(f"{tmp_path}/{{a,b}}.tar", told))) == ["a/0", "a/a", "b/0", "b/b"]
+    assert list(listed(open_source(tmp_path / "a.tar", told))) == ["a/0", "a/a"]
+
+
+def test_shards_of_one_name_are_told_apart_by_their_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for folder in ("x", "y"):
         (tmp_path / folder).mkdir()
         shard(tmp_path / folder / "s.tar", {"1.png": b""})
-    assert list(listed(open_source(f"{tmp_path}/{{x,y}}/s.tar"))) == ["x/s/1", "y/s/1"]
+    with pytest.raises(DuplicateSample, match=r"so that shard and key are no id. With --id-column folder/shard/key they are called x/s/1 and y/s/1;"):
+        open_source(f"{tmp_path}/{{x,y}}/s.tar", SourceOptions(id_column="shard/key"))
+    told = SourceOptions(id_column="folder/shard/key")
+    source = open_source(f"{tmp_path}/{{x,y}}/s.tar", told)
+    assert [(sample.id, sample.locator) for sample in source.samples] == [("x/s/1", "x/s.tar/1.png"), ("y/s/1", "y/s.tar/1.png")]
+    monkeypatch.chdir(tmp_path / "x")
+    assert list(listed(open_source("s.tar", told))) == ["x/s/1"]
+    with pytest.raises(DuplicateSample, match=r"the first is 'x/s/1'"):
+        open_source("{s.tar,../x/s.tar}", told)
+
+
+def test_adding_a_shard_doubles_no_row(tmp_path: Path) -> None:
+    for number, name in enumerate(("a", "b")):
+        shard(tmp_path / f"{name}.tar", {"0.png": encoded(number), "1.png": encoded(2 + number)})
+    told = SourceOptions(id_column="shard/key")
+    extract(FakeEngine(), open_source(tmp_path / "a.tar", told), tmp_path / "out", batch_size=2)
+    summary = extract(FakeEngine(), open_source(f"{tmp_path}/{{a,b}}.tar", told), tmp_path / "out", batch_size=2, mode=Mode.APPEND)
+    assert (summary.rows, summary.added) == (4, 2)
+
+
+def test_samples_without_the_id_that_was_asked_for_keep_apart(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        shard(tmp_path / f"{name}.tar", {"0.png": b"", "0.json": b"{}", "1.png": b"", "1.json": json.dumps({"uid": name}).encode(), "2.png": b""})
+    source = open_source(f"{tmp_path}/{{a,b}}.tar", SourceOptions(id_column="uid"))
+    assert [sample.id for sample in source.samples] == ["a/0", "a", "a/2", "b/0", "b", "b/2"]
+    assert [reason(source.samples[row]) for row in (0, 2)] == ["its .json has no 'uid', the id that was asked for."] * 2
 
 
 def test_the_json_may_give_the_id_and_columns_be_named(tmp_path: Path) -> None:
@@ -124,6 +163,23 @@ def test_a_bad_sample_keeps_its_place_and_says_why(members: dict[str, bytes], me
     assert [sample.id for sample in source.samples] == ["a", "z"]
     assert message in reason(source.samples[0])
     assert source.notes[0].startswith("1 rows cannot be read and will be in quarantine; the first is a.tar/")
+
+
+def test_what_holds_something_is_taken_before_what_is_empty(tmp_path: Path) -> None:
+    members = {
+        "0.png": b"", "0.cls": b"\n", "0.txt": b" \n", "0.json": b'{"label": "cat", "caption": "a cat"}',
+        "1.png": b"", "1.json": b'{"labels": [], "label": "dog", "captions": null, "caption": "a dog"}',
+        "2.png": b"", "2.cls": b"dog", "2.txt": b"a dog", "2.json": b'{"labels": ["cat"], "captions": 1.5}',
+        "3.png": b"", "3.cls": b"", "3.json": b"{}",
+    }  # fmt: skip
+    source = open_source(shard(tmp_path / "a.tar", members))
+    assert listed(source) == {"0": (("a cat",), ("cat",)), "1": (("a dog",), ("dog",)), "2": (("a dog",), ("dog",)), "3": ((), ())}
+    assert [sample.problem for sample in source.samples] == [None] * 4
+
+
+def test_a_class_that_is_no_text_is_never_lost(tmp_path: Path) -> None:
+    sample = open_source(shard(tmp_path / "a.tar", {"a.png": b"", "a.cls": b"caf\xe9", "a.json": b'{"label": "cat"}'})).samples[0]
+    assert reason(sample) == "its .cls is not UTF-8 (byte 3). Save it as UTF-8."
 
 
 def test_captions_that_are_no_text_spoil_the_captions_alone(tmp_path: Path) -> None:
