@@ -76,7 +76,7 @@ def locate(url: str) -> tuple[Any, str]:
         return url_to_fs(url)
     except ImportError as error:
         raise _missing(url, error) from None
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:  # TypeError, AttributeError: a protocol that needs more than a URL
         raise ConfigError(f"{url} cannot be read: {error}") from None
 
 

@@ -11,9 +11,10 @@ from difffeat.runtime.blobs import UnreadableBlob
 from difffeat.runtime.places import expand, is_pattern, suffix_of
 from difffeat.runtime.remote import is_url
 from difffeat.runtime.samples import Source
-from difffeat.runtime.sources_coco import read_coco
+from difffeat.runtime.sources_coco import read_coco, read_json
 from difffeat.runtime.sources_folder import read_folder
 from difffeat.runtime.sources_hf import is_saved_dataset, read_saved_dataset
+from difffeat.runtime.sources_karpathy import is_karpathy, read_karpathy
 from difffeat.runtime.sources_manifest import MANIFEST_SUFFIXES, read_manifest
 from difffeat.runtime.sources_named import DATASETS, FOLDER, read_named, recognise
 from difffeat.runtime.sources_options import SourceOptions
@@ -30,12 +31,12 @@ def open_source(locator: str | Path, options: SourceOptions | None = None) -> So
     - a folder of images: `read_folder`
     - a manifest `.csv .tsv .jsonl .ndjson .parquet .arrow`, whose images are paths, URLs, or bytes in Parquet and Arrow: `read_manifest`
     - tar shards `.tar`, as WebDataset and img2dataset write them: `read_tars`
-    - COCO annotations `.json`: `read_coco`
+    - COCO annotations `.json`: `read_coco`, and Karpathy's splits of them: `read_karpathy`
     - a folder written by Hugging Face's `save_to_disk` (on disk only): `read_saved_dataset`
     - the root folder of a standard data set (on disk only): `sources_named`
 
     Manifests and shards may be several, in one pattern: `shards/{000..150}.tar`, `{train,val}.parquet`, and on disk `shards/*.tar`; they are read as
-    one source in that order. A split of a saved or a standard data set may follow as `PATH::SPLIT`. `options`, see SourceOptions.
+    one source in that order. A split of a saved or a standard data set, or of Karpathy's, may follow as `PATH::SPLIT`. `options`, see SourceOptions.
 
     A row that cannot be read keeps its place as a sample with its problem, and ends in quarantine; a note of the source counts them.
 
@@ -45,7 +46,8 @@ def open_source(locator: str | Path, options: SourceOptions | None = None) -> So
     options = options or SourceOptions()
     name, place = str(locator), os.path.expanduser(str(locator))
     before, separator, split = place.rpartition("::")
-    if separator and not is_url(place) and not os.path.exists(place) and os.path.isdir(before):
+    splittable = os.path.isdir(before) or (suffix_of(before) == ".json" and os.path.isfile(before))
+    if separator and not is_url(place) and not os.path.exists(place) and splittable:
         if options.split not in (None, split):
             raise ConfigError(f"{name} asks for the split {split!r}, --split for {options.split!r}. Leave out one.")
         place, options = before, replace(options, split=split)
@@ -58,8 +60,8 @@ def _read(place: str, options: SourceOptions, name: str) -> Source:
         return _read_folder(Path(place), options, name)
     if options.dataset not in (None, FOLDER):
         raise SourceError(f"{name} is no folder on this disk, which --dataset {options.dataset} needs: the root of the data set.")
-    if options.split is not None:
-        raise ConfigError(f"--split {options.split} is for saved and standard data sets ({', '.join(DATASETS)}); {name} is none.")
+    if options.split is not None and suffix_of(place) != ".json":
+        raise _no_splits(options, name)
     if is_pattern(place):
         return _read_files(expand(place), options, name)
     if is_url(place):
@@ -94,8 +96,21 @@ def _read_files(places: list[str], options: SourceOptions, name: str) -> Source:
     if kinds <= set(MANIFEST_SUFFIXES):
         return read_manifest(places, images, options, name)
     if kinds == {".json"} and len(places) == 1:
-        return read_coco(places[0], images, str(options.coco_captions) if options.coco_captions else None, name)
+        return _read_json(places[0], images, options, name)
     raise SourceFormatError(f"{name} is no source we read: pass a folder, or a file ending in {', '.join(ACCEPTED)}.")
+
+
+def _read_json(place: str, images: str | None, options: SourceOptions, name: str) -> Source:
+    content = read_json(place)
+    if is_karpathy(content):
+        return read_karpathy(content, place, images, options.split, name)
+    if options.split is not None:
+        raise _no_splits(options, name)
+    return read_coco(place, images, str(options.coco_captions) if options.coco_captions else None, name, content)
+
+
+def _no_splits(options: SourceOptions, name: str) -> ConfigError:
+    return ConfigError(f"--split {options.split} is for saved and standard data sets ({', '.join(DATASETS)}); {name} is none.")
 
 
 def _labelled(source: Source) -> Source:

@@ -12,17 +12,17 @@ from difffeat.runtime.samples import Sample, Source
 from difffeat.runtime.sources_manifest import without_suffix
 
 
-def read_coco(path: str, images: str | None, captions: str | None, name: str | None = None) -> Source:
+def read_coco(path: str, images: str | None, captions: str | None, name: str | None = None, content: Any = None) -> Source:
     """Every image of an annotation file, in the file's order.
 
     **Arguments:** `path` instances or captions JSON, a path or URL; `images` their folder (None: the folder that `path` lies in); `captions`
-    captions JSON to join to instances; `name` of the source. Labels are the names of all categories annotated, crowd regions included; an image
-    without any has none set. The id is the file name without its suffix.
+    captions JSON to join to instances; `name` of the source; `content` of `path`, where it was read already. Labels are the names of all categories
+    annotated, crowd regions included; an image without any has none set. The id is the file name without its suffix.
 
     Raises SourceFormatError.
     """
-    main = _read(path)
-    caption_data = _read(captions) if captions else main
+    main = _annotations(read_json(path) if content is None else content, path)
+    caption_data = _annotations(read_json(captions), captions) if captions else main
     texts: dict[int, list[str]] = defaultdict(list)
     for entry in caption_data["annotations"]:
         key = _field(entry, "image_id", int, captions or path)
@@ -54,14 +54,18 @@ def _labels(data: dict[str, Any], path: str) -> tuple[tuple[str, ...], dict[int,
     return tuple(categories[key] for key in sorted(categories)), labels
 
 
-def _read(path: str) -> dict[str, Any]:
+def read_json(path: str) -> Any:
+    """What a JSON file holds. Raises SourceFormatError."""
     try:
         with open_place(path) as file:
-            data = json.loads(file.read())
+            return json.loads(file.read())
     except OSError as error:
         raise SourceFormatError(f"{path} cannot be read ({error.strerror or error}).") from None
     except (ValueError, RecursionError) as error:
         raise SourceFormatError(f"{path} is not JSON ({error}).") from None
+
+
+def _annotations(data: Any, path: str) -> dict[str, Any]:
     if not isinstance(data, dict) or not isinstance(data.get("images"), list) or not isinstance(data.get("annotations"), list):
         found = ", ".join(list(data)[:6]) if isinstance(data, dict) else type(data).__name__
         raise SourceFormatError(f"{path} is no COCO annotation file: it needs the lists 'images' and 'annotations', and has: {found}.")

@@ -7,6 +7,7 @@ import io
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -163,7 +164,8 @@ def _require_protocol(listing: _Listing, locator: str | None) -> None:
     if locator is not None and "://" in locator and is_url(locator):
         protocol = locator.partition("://")[0]
         if protocol not in listing.protocols:
-            locate(locator)
+            with suppress(OSError):  # a server that does not answer now is told, row by row, when images are read
+                locate(locator)
             listing.protocols.add(protocol)
 
 

@@ -14,6 +14,7 @@ from difffeat.runtime.sources_coco import read_coco
 from difffeat.runtime.sources_imagenet import is_imagenet, is_tiny_imagenet, read_imagenet, read_tiny_imagenet
 from difffeat.runtime.sources_lists import is_nus_wide, is_vg500, read_nus_wide, read_vg500
 from difffeat.runtime.sources_options import SourceOptions
+from difffeat.runtime.sources_voc import is_voc, read_voc
 
 FOLDER = "folder"
 """The name that means: no data set, a plain folder."""
@@ -55,6 +56,8 @@ DATASETS = {
     "nus-wide": Dataset(("train", "test"), is_nus_wide, read_nus_wide),
     "tiny-imagenet": Dataset(("train", "val", "test"), is_tiny_imagenet, read_tiny_imagenet),
     "vg500": Dataset(("train", "test"), is_vg500, read_vg500),
+    "voc2007": Dataset(("train", "val", "trainval", "test"), partial(is_voc, 2007), partial(read_voc, 2007)),
+    "voc2012": Dataset(("train", "val", "trainval", "test"), partial(is_voc, 2012), partial(read_voc, 2012)),
 }
 
 

@@ -24,7 +24,7 @@ class SourceOptions:
     `multi_hot` whether lists of numbers are 0/1 vectors (None: when the first rows are all as long as there are classes, and hold only 0 and 1);
     with it, and without `classes`, the classes are called by their numbers;
     `dataset` reads a root folder in the published form of a standard data set (None: when it is unmistakable);
-    `split` its part, or that of a saved Hugging Face dataset;
+    `split` its part, or that of a saved Hugging Face dataset, or of Karpathy's `dataset_coco.json` (there several, joined by `+`);
     `drop_unlabelled` leaves out samples without any label.
     """
 

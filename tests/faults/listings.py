@@ -18,6 +18,7 @@ from difffeat.errors import DecodeError
 from difffeat.runtime.samples import Source
 from difffeat.runtime.sources import open_source
 from difffeat.runtime.sources_options import SourceOptions
+from difffeat.runtime.sources_voc import CLASSES as VOC_CLASSES
 from difffeat.runtime.table import encode_part, row_digests, sample_columns
 
 ROWS: list[dict[str, Any]] = [
@@ -35,6 +36,7 @@ COCO: dict[str, Any] = {
     "categories": [{"id": 7, "name": "dog"}, {"id": 2, "name": "zebra"}],
     "annotations": [{"image_id": 9, "category_id": 7}, {"image_id": 4, "category_id": 2}, {"image_id": 4, "caption": " a zebra "}],
 }
+KARPATHY = {"images": [{"filepath": "val2014", "filename": f"{name}.jpg", "split": "val", "sentences": [{"raw": "a cat"}]} for name in "ab"]}
 
 Listing = tuple[Path, Callable[[], None], bool]
 """A file, what reads it, and whether it is JSON."""
@@ -71,6 +73,8 @@ def _plain(work: Path) -> dict[str, Listing]:
     _tar(work / "a.tar", {"a.png": b"x", "a.json": json.dumps(ROWS[0]).encode(), "sub/b.jpg": b"y" * 600, "sub/b.cls": b"1", "sub/b.txt": b"x"})
     joined = SourceOptions(coco_captions=work / "captions.json")
     found = {name: _file(work / name) for name in ("m.csv", "m.tsv", "a.tar", "coco.json")}
+    (work / "karpathy.json").write_text(json.dumps(KARPATHY))
+    found["Karpathy's splits"] = (work / "karpathy.json", lambda: _use(f"{work}/karpathy.json::val"), True)
     found["COCO's captions"] = (work / "captions.json", lambda: _use(str(work / "coco.json"), joined), True)
     found["class names"] = (work / "names.txt", lambda: _use(str(work / "m.csv"), SourceOptions(classes=work / "names.txt")), False)
     (work / "names.txt").write_text("cat\ndog\nmat\n")
@@ -186,6 +190,10 @@ DATA_SETS: dict[str, dict[str, str]] = {
         "TrainTestLabels/Labels_airport_Test.txt": "0\n",
         "TrainTestLabels/Labels_lake_Test.txt": "1\n",
     },
+    "voc2007::val": {
+        "VOC2007/ImageSets/Main/val.txt": "000005\n000007\n",
+        **{f"VOC2007/ImageSets/Main/{label}_val.txt": "000005  1\n000007 -1\n" for label in VOC_CLASSES},
+    },
 }
 """Data set and split -> its lists; empty files are its images, and stay as they are."""
 
@@ -199,7 +207,7 @@ def _data_sets(work: Path) -> dict[str, Listing]:
             path = work / name / file
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(content)
-            if content:
+            if content and not path.name.startswith(VOC_CLASSES[1:]):  # one of VOC's lists of labels is as good as the others
                 found[f"{name}'s {path.name}"] = (path, lambda root=work / name, options=options: _use(str(root), options), file.endswith("json"))
     return found
 

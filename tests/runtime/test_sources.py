@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from difffeat.errors import DecodeError, DuplicateSample, EmptySource, SourceError, SourceFormatError
+from difffeat.errors import ConfigError, DecodeError, DuplicateSample, EmptySource, SourceError, SourceFormatError
 from difffeat.runtime.blobs import FileBlob
 from difffeat.runtime.extract import extract
 from difffeat.runtime.matching import Mode
@@ -390,6 +390,14 @@ def test_manifests_of_a_pattern_are_one_source(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_text("{}")
     with pytest.raises(SourceFormatError, match=r"names files of several kinds \(.csv, .jsonl\)"):
         open_source(f"{tmp_path}/{{val.csv,x.jsonl}}")
+
+
+def test_an_archive_or_server_that_is_not_there_is_its_rows_problem_and_a_protocol_that_cannot_be_used_an_error(tmp_path: Path) -> None:
+    (tmp_path / "m.jsonl").write_text(json.dumps({"image": f"zip://a.png::{tmp_path}/gone.zip"}))
+    assert "No such file or directory" in reason(open_source(tmp_path / "m.jsonl").samples[0])
+    (tmp_path / "m.jsonl").write_text('{"image": "dir://a.png"}')
+    with pytest.raises(ConfigError, match=r"dir://a.png cannot be read: "):
+        open_source(tmp_path / "m.jsonl")
 
 
 def test_columns_that_were_asked_for_must_be_there(tmp_path: Path) -> None:

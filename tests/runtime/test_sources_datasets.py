@@ -15,6 +15,7 @@ from difffeat.runtime.samples import Source
 from difffeat.runtime.sources import open_source
 from difffeat.runtime.sources_named import DATASETS
 from difffeat.runtime.sources_options import SourceOptions
+from difffeat.runtime.sources_voc import CLASSES as VOC_CLASSES
 from tests.runtime.fake import encoded
 
 
@@ -219,6 +220,56 @@ def test_nus_wide(part: str, tmp_path: Path) -> None:
         open_source(f"{root}::train")
     write(root, {"Concepts81.txt": "airport\nlake\n", f"{part}TrainTestLabels/Labels_lake_Train.txt": "1\n"})
     with pytest.raises(SourceFormatError, match=r"Labels_lake_Train.txt has 1 lines for 3 images"):
+        open_source(f"{root}::train")
+
+
+def voc(root: Path, folder: str, split: str = "train") -> Path:
+    """VOC's lists of three images: the first shows a cat and a dog, the second a dog that is difficult to see."""
+    lists = f"{folder}/ImageSets/Main"
+    values = dict.fromkeys(VOC_CLASSES, ("-1", "-1", "-1")) | {"cat": (" 1", "-1", "-1"), "dog": (" 1", " 0", "-1")}
+    files: dict[str, str | bytes] = {f"{folder}/JPEGImages/00000{n}.jpg": encoded(0) for n in (5, 7, 9)}
+    files |= {f"{lists}/{split}.txt": "000005\n000007\n000009\n"}
+    for label, (five, seven, nine) in values.items():
+        files[f"{lists}/{label}_{split}.txt"] = f"000005 {five}\n000007 {seven}\n000009 {nine}\n"
+    return write(root, files)
+
+
+@pytest.mark.parametrize("folder", ["VOCdevkit/VOC2007", "VOC2007"])
+def test_voc(folder: str, tmp_path: Path) -> None:
+    root = voc(tmp_path, folder)
+    for place in (root, root / folder):
+        source = open_source(f"{place}::train")
+        assert source.classes == VOC_CLASSES
+        assert labels(source) == {"000005": ("cat", "dog"), "000007": (), "000009": ()}
+        assert source.notes == ("1 labels are marked as difficult, and not counted",)
+        assert readable(source)
+    with pytest.raises(SourceError, match=r"test.txt is not there. Unpack the data set again, or choose another --split"):
+        open_source(f"{root}::test")
+    with pytest.raises(SourceError, match=r"has no ImageSets/Main of VOC2012"):
+        open_source(root / folder, SourceOptions(dataset="voc2012", split="train"))
+
+
+def test_voc_of_two_years_in_one_folder_needs_the_year(tmp_path: Path) -> None:
+    root = voc(voc(tmp_path, "VOCdevkit/VOC2007"), "VOCdevkit/VOC2012")
+    with pytest.raises(SourceError, match=r"holds voc2007 and voc2012. Choose one with --dataset"):
+        open_source(f"{root}::train")
+    assert len(open_source(root, SourceOptions(dataset="voc2012", split="train"))) == 3
+
+
+def test_voc_whose_lists_have_gaps_is_told(tmp_path: Path) -> None:
+    root, lists = voc(tmp_path, "VOC2012"), tmp_path / "VOC2012/ImageSets/Main"
+    (lists / "test.txt").write_text("000005\n")
+    test = open_source(f"{root}::test")
+    assert (labels(test), test.classes) == ({"000005": None}, ())
+    (lists / "dog_train.txt").write_text("000005  1\n000007  2\n")
+    train = open_source(f"{root}::train")
+    assert [sample.problem for sample in train.samples] == [
+        None,
+        "dog_train.txt has '2' for it, which is none of 1, -1 and 0. Mend the list.",
+        "dog_train.txt has 'no line' for it, which is none of 1, -1 and 0. Mend the list.",
+    ]
+    (lists / "dog_train.txt").unlink()
+    with pytest.raises(SourceError, match=r"lacks dog_train.txt, of 20 lists"):
         open_source(f"{root}::train")
 
 
