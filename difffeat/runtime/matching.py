@@ -12,7 +12,7 @@ from pathlib import Path
 
 from difffeat.errors import ConfigError, StoreMismatch
 from difffeat.runtime.manifest import ROW_FIELDS, Manifest, Receipt, SamplesPart, require_same
-from difffeat.runtime.table import COLUMNS, Columns, joint_digest, row_digests, shard_digests, take
+from difffeat.runtime.table import COLUMNS, Columns, joint_digest, renamed, row_digests, shard_digests, take
 
 _TOLD = 5
 """Differences of samples that are listed."""
@@ -72,6 +72,13 @@ def match_append(found: Manifest, stored: Columns, asked: Manifest, columns: Col
                 f"{store}: a sample that is already there is another one in the source: {difference}. Only new samples can be added; choose another "
                 "-o for changed ones, or mend quarantined ones with --retry-quarantined."
             )
+    if pairs := renamed(stored, columns):
+        row, index = pairs[0]
+        raise StoreMismatch(
+            f"{store}: {len(pairs)} samples are already there under other ids: {stored['id'][row]!r} is now {columns['id'][index]!r} "
+            f"({columns['image'][index]}). Adding them would double their rows. List them with the --id-column they were listed with, or add the new "
+            "files alone."
+        )
     known = set(stored["id"])
     new = [index for index, name in enumerate(columns["id"]) if name not in known]
     added = take(columns, new)

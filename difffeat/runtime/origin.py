@@ -5,7 +5,6 @@ The manifest decides what a store's bytes are; `origin.json` only adds what it c
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 from collections.abc import Iterable, Mapping
@@ -16,6 +15,7 @@ from typing import Any, Self
 from difffeat.errors import StoreCorrupt
 from difffeat.runtime.files import Files
 from difffeat.runtime.manifest import Manifest, read_json
+from difffeat.runtime.places import absolute
 
 FORMAT = "difffeat-origin/1"
 ORIGIN = "origin.json"
@@ -44,7 +44,7 @@ class Origin:
         """
         chosen = {name: value for name, value in given.items() if name not in defaults or value != defaults[name]}
         plain = {name.replace("_", "-"): _plain(name, value) for name, value in chosen.items()}
-        return cls(os.path.abspath(artifact), without_password(_absolute(source)), plain)
+        return cls(absolute(artifact), without_password(absolute(source)), plain)
 
     def of_part(self, part: int) -> Origin | None:
         """Of the samples in one part of the samples table; None where nobody knows."""
@@ -74,12 +74,7 @@ def _plain(name: str, value: Any) -> Any:
     """An option's value in types of JSON."""
     if not isinstance(value, (Path, str)):
         return value
-    return without_password(_absolute(str(value)) if name in _PLACES else str(value))
-
-
-def _absolute(place: str) -> str:
-    """A path from the root, whatever patterns are in it; URLs stay as they are."""
-    return place if "://" in place else os.path.abspath(os.path.expanduser(place))
+    return without_password(absolute(str(value)) if name in _PLACES else str(value))
 
 
 def without_password(place: str) -> str:

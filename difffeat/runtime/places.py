@@ -47,6 +47,11 @@ def suffix_of(place: str) -> str:
     return PurePosixPath(path_of(place)).suffix.lower()
 
 
+def absolute(place: str) -> str:
+    """A path from the root, whatever patterns are in it; URLs stay as they are."""
+    return place if is_url(place) else os.path.abspath(os.path.expanduser(place))
+
+
 def is_hidden(path: str) -> bool:
     """Whether a file below a folder, or a folder it lies in, has a name that begins with a dot."""
     return path.startswith(".") or "/." in path

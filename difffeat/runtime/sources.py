@@ -8,7 +8,7 @@ from pathlib import Path
 
 from difffeat.errors import ConfigError, EmptySource, SourceError, SourceFormatError
 from difffeat.runtime.blobs import UnreadableBlob
-from difffeat.runtime.places import expand, is_pattern, suffix_of
+from difffeat.runtime.places import absolute, expand, is_pattern, suffix_of
 from difffeat.runtime.remote import is_url
 from difffeat.runtime.samples import Source
 from difffeat.runtime.sources_coco import read_coco, read_json
@@ -51,7 +51,9 @@ def open_source(locator: str | Path, options: SourceOptions | None = None) -> So
         if options.split not in (None, split):
             raise ConfigError(f"{name} asks for the split {split!r}, --split for {options.split!r}. Leave out one.")
         place, options = before, replace(options, split=split)
-    source = _read(place, options, name)
+    if options.images is not None:
+        options = replace(options, images=absolute(str(options.images)))
+    source = _read(absolute(place), options, name)  # blobs are read by workers too, which live in other folders
     return _labelled(source) if options.drop_unlabelled else source
 
 

@@ -377,3 +377,18 @@ def test_a_damaged_samples_table_is_written_again_from_the_same_source_only(sour
     assert tree(out) == whole
     with pytest.raises(StoreCorrupt, match=r"samples.parquet is damaged"):
         run(Source("part", open_source(source).samples[:9]), other)
+
+
+def test_samples_that_are_there_under_other_ids_are_not_added_again(tmp_path: Path) -> None:
+    manifest, out = folder_of_images(tmp_path / "images", 4).parent / "images.jsonl", tmp_path / "out"
+
+    def listed(*ids: str) -> Source:
+        manifest.write_text("".join(json.dumps({"id": name, "image": f"images/0{n}.png"}) + "\n" for n, name in enumerate(ids)))
+        return open_source(manifest)
+
+    run(listed("a", "b"), out)
+    before = tree(out)
+    with pytest.raises(StoreMismatch, match=r"2 samples are already there under other ids: 'a' is now 'x' \(images/00\.png\)\. Adding them"):
+        run(listed("x", "y", "z"), out, Mode.APPEND)
+    assert tree(out) == before
+    assert run(listed("a", "b", "c"), out, Mode.APPEND).added == 1

@@ -23,7 +23,7 @@ from difffeat.runtime.samples import Sample, Source
 from difffeat.runtime.sources import open_source
 from difffeat.runtime.sources_manifest import without_suffix
 from difffeat.runtime.sources_options import SourceOptions
-from tests.runtime.fake import FakeEngine, encoded
+from tests.runtime.fake import FakeEngine, encoded, folder_of_images
 
 
 def touch(root: Path, *names: str) -> Path:
@@ -289,12 +289,12 @@ def test_a_row_that_cannot_be_read_keeps_its_place_and_says_why(kind: str, tmp_p
     assert source.notes == (f"2 rows cannot be read and will be in quarantine; the first is {name}#2: {source.samples[1].problem}",)
 
 
-FULLER = {
+FULLER = (
     '{"image": "a.png", "captions": null, "caption": "a cat", "labels": null, "label": "cat"}',
     '{"image": "a.png", "captions": [], "caption": "a cat", "labels": [], "label": "cat"}',
     '{"image": "a.png", "captions": [" ", null], "caption": ["a cat"], "labels": "", "label": ["cat"]}',
     '{"image": "a.png", "captions": "a cat", "caption": "hidden", "labels": ["cat"], "label": "hidden"}',
-}
+)
 
 
 @pytest.mark.parametrize("row", FULLER)
@@ -424,3 +424,14 @@ def test_a_folder_that_cannot_be_listed_is_told(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(SourceError, match=r"cannot be listed \(Permission denied\)"):
         open_source(tmp_path)
+
+
+def test_images_are_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder_of_images(tmp_path / "images", 2)
+    (tmp_path / "m.csv").write_text("image\nimages/00.png\n")
+    monkeypatch.chdir(tmp_path)
+    listed = [open_source("images"), open_source("m.csv"), open_source("m.csv", SourceOptions(images="."))]
+    monkeypatch.chdir("/")
+    for source in listed:
+        assert source.samples[0].image is not None
+        assert source.samples[0].image.read().startswith(b"\x89PNG")
