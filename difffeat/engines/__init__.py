@@ -58,5 +58,5 @@ def _tensorrt(artifact: Artifact, engine: str, graph: str, device: str, options:
 
     import_builder(engine)
     number = require_gpu(engine, device)
-    plan = plan_for(artifact, engine, options.batch, graph=graph, device=number, say=say)
+    plan = plan_for(artifact, engine, options.batch, graph=graph, device=number, wanted=options.plans.get(graph, ""), say=say)
     return TensorRtEngine(artifact, graph, plan, engine=engine, device=device, cuda_graphs=options.cuda_graphs)

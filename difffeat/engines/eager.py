@@ -11,6 +11,7 @@ import numpy as np
 
 from difffeat.engines.artifact import Artifact, load_proto, read_initializers, read_specs
 from difffeat.engines.base import EngineOptions, Submitting, check_feeds
+from difffeat.engines.driver import gpu_identity
 from difffeat.errors import ConfigError, EngineError, ForeignGraph, MissingExtra, OutOfMemory, ProviderMissing
 
 
@@ -47,6 +48,7 @@ class TorchEngine(Submitting):
         if chosen.channels_last:
             self._module.to(memory_format=torch.channels_last)
         self._call = torch.compile(self._module) if chosen.compile else self._module
+        self.identity: Mapping[str, str] = gpu_identity(self.device) | chosen.switched("compile", "channels_last")
         if self.device != "cpu":
             self.overlap()
 

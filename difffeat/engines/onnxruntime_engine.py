@@ -13,6 +13,7 @@ import numpy as np
 from difffeat.engines import winograd
 from difffeat.engines.artifact import Artifact, load_proto, read_specs
 from difffeat.engines.base import EngineOptions, Submitting, check_feeds
+from difffeat.engines.driver import gpu_identity
 from difffeat.errors import ConfigError, EngineError, MissingExtra, OutOfMemory, ProviderMissing
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -51,6 +52,7 @@ class OrtEngine(Submitting):
         self._rewritten = bool(filters)
         self._session = self._open(graph, provider, settings, threads, (model, filters) if filters else None)
         self.device = self._true_device(provider, settings)
+        self.identity: Mapping[str, str] = gpu_identity(self.device) | options.switched("winograd" if self.device == "cpu" else "tensorrt_provider")
         if self.device != "cpu":
             self.overlap()
 

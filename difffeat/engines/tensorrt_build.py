@@ -72,6 +72,11 @@ class Plan:
     reason: str
 
     @property
+    def identity(self) -> str:
+        """File name and SHA-256, as an engine's `identity` has them."""
+        return f"{self.path.name} {self.sidecar['sha256']}"
+
+    @property
     def size(self) -> int:
         """Bytes of the plan."""
         return int(self.sidecar["bytes"])
@@ -121,8 +126,13 @@ def build_plan(
     return Plan(target, sidecar, seconds, reason)
 
 
-def find_plan(artifact: Artifact, engine: str, batch: int, length: int | None = None, *, graph: str = "model", device: int = 0) -> Plan | None:
-    """A sealed plan of this graph, builder and device that covers the batch, tuned as near to it as there is; None where none may be used."""
+def find_plan(
+    artifact: Artifact, engine: str, batch: int, length: int | None = None, *, graph: str = "model", device: int = 0, wanted: str = ""
+) -> Plan | None:
+    """A sealed plan of this graph, builder and device that covers the batch, tuned as near to it as there is; None where none may be used.
+
+    Of several the one whose SHA-256 is `wanted` is taken, else always the same one.
+    """
     builder, driver = _builder(engine)
     made_from = _made_from(artifact, engine, builder, driver, device, graph)
     found: list[Plan] = []
@@ -132,13 +142,22 @@ def find_plan(artifact: Artifact, engine: str, batch: int, length: int | None = 
             continue
         if Profile(**stored["profile"]).covers(batch, length):
             found.append(Plan(beside.with_suffix(".plan"), stored, None, ""))
-    found.sort(key=lambda plan: (abs(plan.sidecar["profile"]["opt_batch"] - batch), plan.sidecar["profile"]["max_batch"]))
+    found.sort(key=lambda plan: _rank(plan, batch, wanted))
     return next((plan for plan in found if _is_whole(plan.path, plan.sidecar)), None)
 
 
-def plan_for(artifact: Artifact, engine: str, batch: int, *, graph: str = "model", device: int = 0, say: Say = lambda _: None) -> Plan:
-    """A plan that serves batches of up to `batch`: found, or built on this first use. Errors as for `build_plan`."""
-    found = find_plan(artifact, engine, batch, graph=graph, device=device)
+def _rank(plan: Plan, batch: int, wanted: str) -> tuple[Any, ...]:
+    profile = plan.sidecar["profile"]
+    return plan.sidecar["sha256"] != wanted, abs(profile["opt_batch"] - batch), profile["max_batch"], plan.path.name
+
+
+def plan_for(
+    artifact: Artifact, engine: str, batch: int, *, graph: str = "model", device: int = 0, wanted: str = "", say: Say = lambda _: None
+) -> Plan:
+    """A plan that serves batches of up to `batch`: found (`wanted` as for `find_plan`), or built on this first use. Errors as for `build_plan`."""
+    found = find_plan(artifact, engine, batch, graph=graph, device=device, wanted=wanted)
+    if wanted and (found is None or found.sidecar["sha256"] != wanted):
+        say(f"the {graph} plan that the store was begun with (SHA-256 {wanted}) is not in {artifact.path / 'engines'}, or may not be used here")
     if found is not None:
         return found
     say(f"no plan serves batches of {batch} on this device yet: compiling one, which takes minutes once (difffeat build does it ahead of time)")

@@ -42,6 +42,7 @@ class TensorRtEngine:
         self.profile, self.depth = Profile(**plan.sidecar["profile"]), slots
         number = require_gpu(engine, device)
         self.device = f"cuda:{number}"
+        self.identity: Mapping[str, str] = {"gpu": str(probe_driver().gpus[number]), "plan": plan.identity}
         trt = import_builder(engine)
         content = read_plan(plan)
         self._cuda = Cuda(number, PACKAGES[engine][1])

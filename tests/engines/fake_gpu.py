@@ -136,7 +136,7 @@ class Flag(IntEnum):
 
 
 class TensorRt(ModuleType):
-    """`tensorrt` whose plan is the path of the graph, and whose engine is ONNX Runtime on the fake device's memory."""
+    """`tensorrt` whose plan is the path of the graph and the number of the build, and whose engine is ONNX Runtime on the fake device's memory."""
 
     __version__ = "11.0.0"
     NetworkDefinitionCreationFlag = BuilderFlag = MemoryPoolType = Flag
@@ -173,7 +173,7 @@ class Builder:
         for step in range(2):
             config.progress_monitor.step_complete("Build", step)
         config.progress_monitor.phase_finish("Build")
-        return network["path"].encode()
+        return f"{network['path']}\n{self.module.built}".encode()  # no two builds give the same bytes
 
 
 class Config:
@@ -225,7 +225,7 @@ class PlanReader:
         self.module, self.log = module, log
 
     def deserialize_cuda_engine(self, content: bytes) -> Any:
-        return Engine_(self.module, self.module.cuda, bytes(content).decode())
+        return Engine_(self.module, self.module.cuda, bytes(content).decode().partition("\n")[0])
 
 
 class Engine_:

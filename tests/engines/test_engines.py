@@ -344,7 +344,7 @@ def test_a_recipe_that_does_not_fit_its_graph_is_told_by_torch(changes: dict[str
 
 @pytest.mark.parametrize("options", [{"channels_last": True}, {"compile": True, "channels_last": True}])
 @pytest.mark.parametrize("name", ["image", "text"])
-def test_torch_compiled_and_channels_last_give_the_same_features(name: str, options: dict[str, bool]) -> None:
+def test_torch_compiled_and_channels_last_give_the_same_features(name: str, options: dict[str, Any]) -> None:
     given = feeds(exported(name))
     with opened(name, "torch") as plain, opened(name, "torch", options=EngineOptions(**options)) as chosen:
         assert_close(chosen.run(given), plain.run(given))

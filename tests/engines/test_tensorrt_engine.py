@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from difffeat.engines import Artifact, Engine, EngineOptions, open_engine
-from difffeat.engines.driver import probe_driver
+from difffeat.engines import Artifact, Engine, EngineOptions, driver, open_engine
+from difffeat.engines.driver import Gpu, probe_driver
 from difffeat.engines.tensorrt_build import Profile, build_plan, find_plan, read_plan
-from difffeat.errors import BadFeed, ConfigError, EngineError, MissingExtra, OutOfMemory, ProviderMissing, UntrustedFile
+from difffeat.errors import BadFeed, ConfigError, EngineError, MissingExtra, OutOfMemory, ProviderMissing, StoreMismatch, UntrustedFile
+from difffeat.runtime.configuration import Configuration
+from difffeat.runtime.manifest import read_manifest
 from tests.artifacts import copy_of, exported, feeds
-from tests.engines.fake_gpu import Runtime, Status, TensorRt, install
+from tests.engines.fake_gpu import GPUS, Runtime, Status, TensorRt, install
 
 SMALL = EngineOptions(batch=4)
 GRAPHS = ["image", "latents", "from-latents", "from-latents-mean", "sweep", "text", "text-sweep"]
@@ -132,8 +134,6 @@ def test_kernel_timings_are_kept_sealed_and_used_again(tmp_path: Path, device: t
 
 
 def test_another_gpu_wants_its_own_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, graphs: None) -> None:
-    from difffeat.engines.driver import Gpu
-
     artifact = Artifact.open(copy_of("image", tmp_path))
     install(monkeypatch)
     build_plan(artifact, "trt", Profile(opt_batch=2, max_batch=2))
@@ -219,7 +219,7 @@ def test_without_the_cuda_bindings_their_extra_is_named(tmp_path: Path, monkeypa
     ("torch", {"cuda_graphs": True}, r"--cuda-graphs is for --engine trt and rtx; this is torch"),
     ("trt", {"tensorrt_provider": True}, r"--tensorrt-provider is for --engine ort; this is trt"),
 ])  # fmt: skip
-def test_an_option_of_another_engine_is_refused(engine: str, options: dict[str, bool], said: str, tmp_path: Path) -> None:
+def test_an_option_of_another_engine_is_refused(engine: str, options: dict[str, Any], said: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=said):
         open_engine(copy_of("text", tmp_path), engine, options=EngineOptions(**options))
 
@@ -239,3 +239,62 @@ def test_extraction_overlaps_and_gives_the_same_store(tmp_path: Path, device: An
     assert list(ort.taps) == list(trt.taps)
     for tap in ort.taps:
         np.testing.assert_allclose(np.asarray(trt[tap], np.float32), np.asarray(ort[tap], np.float32), rtol=2e-3, atol=1e-3)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    from tests.runtime.fake import folder_of_images
+
+    return folder_of_images(tmp_path / "pictures", 6)
+
+
+def extracted(folder: Path, source: Path, out: Path, **changes: Any) -> list[str]:
+    """What a run says."""
+    from difffeat.recipe import RunRecipe
+    from difffeat.runtime.sources_options import SourceOptions
+    from difffeat.workflows.commands import run_extract
+
+    said: list[str] = []
+    asked: dict[str, Any] = {
+        "engine": "trt", "device": None, "threads": 1, "options": EngineOptions(batch=2), "batch_size": 2, "shard_size": 4, "num_workers": 1,
+        "run": RunRecipe(), "latents": None, "source_options": SourceOptions(), "max_bad_fraction": 0.5, "executor": "local", "overwrite": False,
+        "say": lambda text, **_: said.append(text),
+    }  # fmt: skip
+    run_extract(folder, str(source), out, **{**asked, **changes})
+    return said
+
+
+def test_a_store_goes_on_with_the_plan_that_it_was_begun_with(tmp_path: Path, pictures: Path, device: Any) -> None:
+    folder, out = copy_of("image", tmp_path), tmp_path / "out"
+    first = build_plan(folder, "trt", Profile(opt_batch=8, max_batch=8))
+    extracted(folder, pictures, out)
+    assert read_manifest(out).engine == {
+        "name": "trt", "precision": "fp32", "device": "cuda", "gpu": "Fake 9000, compute capability 9.0",
+        "plan": f"{first.path.name} {first.sidecar['sha256']}",
+    }  # fmt: skip
+    nearer = build_plan(folder, "trt", Profile(opt_batch=2, max_batch=2))
+    (out / "receipts" / "00001.json").unlink()
+    extracted(folder, pictures, out)
+    aside = first.path.rename(tmp_path / "aside")
+    with pytest.raises(StoreMismatch) as caught:
+        extracted(folder, pictures, out)
+    assert f"engine.plan: '{first.identity}' -> '{nearer.identity}'" in str(caught.value)
+    assert f"(put {first.path.name} with its .json back into the artifact's engines folder" in str(caught.value)
+    aside.rename(first.path)
+    extracted(folder, pictures, out)
+
+
+def test_two_cards_are_two_configurations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, graphs: None) -> None:
+    artifact, found = Artifact.open(copy_of("image", tmp_path)), []
+    for gpu in (Gpu("NVIDIA H100", (9, 0), 80 << 30), Gpu("NVIDIA A10", (8, 6), 24 << 30)):
+        install(monkeypatch, (gpu,))
+        with open_engine(artifact, "trt", options=SMALL) as engine:
+            found.append(Configuration.of(engine))
+    assert found[0].difference(found[1]) == "engine gpu 'NVIDIA H100, compute capability 9.0' and 'NVIDIA A10, compute capability 8.6'"
+
+
+def test_the_card_of_an_engine_without_plans_is_named_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "probe_driver", lambda: driver.Driver((13, 0), GPUS, None))
+    assert driver.gpu_identity("cuda:1") == {"gpu": "Fake 9000, compute capability 9.0"}
+    assert driver.gpu_identity("cuda:2") == {"gpu": "one that the NVIDIA driver does not name"}
+    assert driver.gpu_identity("cpu") == {}
