@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from difffeat.engines.artifact import Artifact, resolve
+from difffeat.engines.artifact import Artifact, require_typed, resolve
 from difffeat.engines.base import Engine, EngineOptions, Pending, TensorSpec
 from difffeat.errors import ConfigError
 
@@ -39,8 +39,8 @@ def open_engine(
         raise ConfigError(f"threads must be at least 1, got {threads}; leave it out for the runtime's choice")
     chosen.require_for(engine)
     opened, path = resolve(artifact, graph)
-    if opened.recipe.precision == "int8" and engine != "ort":
-        raise ConfigError(f"{opened.path} is int8, which is for ONNX Runtime on CPUs. Pass --engine ort, or export with --dtype fp16 for a GPU.")
+    if engine != "ort":
+        require_typed(opened)
     if engine in ("trt", "rtx"):
         return _tensorrt(opened, engine, graph, "cuda" if device is None else device, chosen, say)
     if engine == "torch":

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -18,18 +19,22 @@ from difffeat.engines.artifact import Artifact, load_proto, read_specs, resolve
 from difffeat.engines.base import Pending, TensorSpec, check_feeds
 from difffeat.engines.cuda import Cuda
 from difffeat.engines.driver import probe_driver
-from difffeat.engines.tensorrt_build import PACKAGES, Plan, Profile, import_builder, make_logger, read_plan
+from difffeat.engines.tensorrt_build import PACKAGES, import_builder
+from difffeat.engines.tensorrt_compile import make_logger, native_error
+from difffeat.engines.tensorrt_plans import Plan, Profile, read_plan
 from difffeat.errors import BadFeed, ConfigError, EngineError, OutOfMemory, ProviderMissing
 
 SLOTS = 2
+KEPT_GRAPHS = 8
 Feeds = Mapping[str, np.ndarray]
+Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 
 
 class TensorRtEngine:
     """`Engine` over a sealed plan.
 
-    **Arguments:** `plan` from `build_plan` or `find_plan`; `device` `cuda` or `cuda:<n>`; `cuda_graphs` replays a captured CUDA graph where a shape
-    comes again; `slots` batches under way at once.
+    **Arguments:** `plan` from `build_plan` or `find_plan`; `device` `cuda` or `cuda:<n>`; `cuda_graphs` replays captured CUDA graphs where shapes
+    come again; `slots` batches under way at once.
 
     Raises ProviderMissing (no GPU), MissingExtra, UntrustedFile (the plan is not what was sealed), OutOfMemory, EngineError.
     """
@@ -53,9 +58,9 @@ class TensorRtEngine:
             self._runtime: Any = trt.Runtime(self._log)
             self._engine: Any = self._runtime.deserialize_cuda_engine(content)
             if self._engine is None:
-                raise EngineError(f"{self.name} cannot load {plan.path}: {self._log.told()}. Delete it; it is then built anew.")
+                raise native_error(self._log, f"{self.name} cannot load {plan.path}", "Delete it; it is then built anew.")
             self._check_names(plan)
-            self._slots = [self._slot(cuda_graphs) for _ in range(slots)]
+            self._slots = [self._slot(trt, cuda_graphs) for _ in range(slots)]
         except BaseException:
             self._release()
             raise
@@ -84,13 +89,25 @@ class TensorRtEngine:
         self.copy_seconds = sum(slot.copy_seconds for slot in self._slots)
         return pending
 
-    def _slot(self, cuda_graphs: bool) -> _Slot:
-        context = self._engine.create_execution_context()
+    def _slot(self, trt: Any, cuda_graphs: bool) -> _Slot:
+        config = self._runtime_config(trt, cuda_graphs) if self.name == "rtx" else None
+        own_graphs = cuda_graphs and not (config is not None and hasattr(trt, "CudaGraphStrategy"))
+        context = self._engine.create_execution_context() if config is None else self._engine.create_execution_context(runtime_config=config)
         if context is None:
             raise OutOfMemory(
                 f"{self.device} has no room for another execution context ({self._log.told()}). Build a plan with a smaller --max-batch."
             )
-        return _Slot(self._cuda, context, self.inputs, self.outputs, self.profile, cuda_graphs)
+        return _Slot(self._cuda, context, self.inputs, self.outputs, self.profile, own_graphs, self._log)
+
+    def _runtime_config(self, trt: Any, cuda_graphs: bool) -> Any:
+        """TensorRT-RTX compiles kernels for a shape when it comes. Left to itself it does so behind the first batches and changes kernels when it is
+        done, so that features would depend on how fast that is; here it is done first. It captures CUDA graphs by itself.
+        """
+        config = self._engine.create_runtime_config()
+        config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        if cuda_graphs and hasattr(trt, "CudaGraphStrategy"):
+            config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        return config
 
     def _check_names(self, plan: Plan) -> None:
         found = {self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)}
@@ -104,9 +121,10 @@ class TensorRtEngine:
             low, _, high = self.profile.shapes(spec)
             if all(a <= size <= b for a, size, b in zip(low, feeds[name].shape, high, strict=True)):
                 continue
+            small = any(size < a for a, size in zip(low, feeds[name].shape, strict=True))
             raise BadFeed(
                 f"{name} has shape {list(feeds[name].shape)}; this plan was built for {list(low)} to {list(high)}. "
-                "Build another: difffeat build with --max-batch or --max-length."
+                f"Build another: difffeat build with {'a smaller --min-batch' if small else '--max-batch or --max-length'}."
             )
 
     def _release(self) -> None:
@@ -122,9 +140,10 @@ class _Slot:
     """One batch's way through the device, and the buffers it goes through."""
 
     def __init__(
-        self, cuda: Cuda, context: Any, inputs: Mapping[str, TensorSpec], outputs: Mapping[str, TensorSpec], profile: Profile, graphs: bool
+        self, cuda: Cuda, context: Any, inputs: Mapping[str, TensorSpec], outputs: Mapping[str, TensorSpec], profile: Profile, graphs: bool, log: Any
     ) -> None:
-        self._cuda, self._outputs, self._graphs = cuda, outputs, graphs
+        self._cuda, self._outputs, self._log = cuda, outputs, log
+        self._graphs = _Graphs(cuda) if graphs else None
         self._context: Any = context
         self._stream = cuda.stream()
         self._buffers = {name: _Buffer(cuda, spec, profile) for name, spec in (*inputs.items(), *outputs.items())}
@@ -132,7 +151,7 @@ class _Slot:
             self._accept(context.set_tensor_address(name, buffer.device), f"an address for {name}")
         self._pending: Pending | None = None
         self._shapes: dict[str, tuple[int, ...]] = {}
-        self._runs, self._captured = 0, None
+        self._settled = False
         self.copy_seconds = 0.0
 
     def start(self, feeds: Feeds) -> Pending:
@@ -155,7 +174,8 @@ class _Slot:
 
     def close(self) -> None:
         self._cuda.wait(self._stream)
-        self._drop_graph()
+        if self._graphs is not None:
+            self._graphs.close()
         self._context = None
 
     def _finish(self, wanted: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
@@ -164,33 +184,67 @@ class _Slot:
         return {name: self._buffers[name].read(shape) for name, shape in wanted.items()}
 
     def _reshape(self, shapes: dict[str, tuple[int, ...]]) -> None:
-        self._drop_graph()
         for name, shape in shapes.items():
             self._accept(self._context.set_input_shape(name, shape), f"shape {list(shape)} for {name}")
-        self._shapes, self._runs = shapes, 0
+        self._shapes, self._settled = shapes, False
 
     def _enqueue(self) -> None:
-        """Compute, or with CUDA graphs replay where the shape was computed before. The first run of a shape allocates and is not captured."""
-        if self._graphs and self._captured is None and self._runs > 0:
-            self._captured = self._cuda.capture(self._stream, self._execute)
-        if self._captured is not None:
-            self._cuda.replay(self._captured, self._stream)
-        else:
+        """Compute, or with CUDA graphs replay where the shape was computed before. The first run after a change of shape may allocate: it is run."""
+        if self._graphs is None:
             self._execute()
-        self._runs += 1
+            return
+        shapes = tuple(self._shapes.items())
+        if self._settled:
+            self._graphs.capture(shapes, self._stream, self._execute)
+        if not self._graphs.replay(shapes, self._stream):
+            self._execute()
+            if self._graphs.comes_again(shapes):
+                self._graphs.capture(shapes, self._stream, self._execute)
+            self._settled = True
 
     def _execute(self) -> None:
         self._accept(self._context.execute_async_v3(int(self._stream)), "the batch")
 
-    def _drop_graph(self) -> None:
-        if self._captured is not None:
-            self._cuda.forget(self._captured)
-            self._captured = None
-
-    @staticmethod
-    def _accept(accepted: bool, what: str) -> None:
+    def _accept(self, accepted: bool, what: str) -> None:
         if not accepted:
-            raise EngineError(f"TensorRT refused {what}. Delete the artifact's engines folder; plans are then built anew.")
+            raise native_error(self._log, f"TensorRT refused {what}", "Delete the artifact's engines folder; plans are then built anew.")
+
+
+class _Graphs:
+    """Captured CUDA graphs of one context, by the shapes of its inputs: of the last `KEPT_GRAPHS` shapes that came again."""
+
+    def __init__(self, cuda: Cuda) -> None:
+        self._cuda = cuda
+        self._seen: set[Shapes] = set()
+        self._captured: OrderedDict[Shapes, Any] = OrderedDict()
+
+    def comes_again(self, shapes: Shapes) -> bool:
+        """Whether these shapes were here before."""
+        again = shapes in self._seen
+        self._seen.add(shapes)
+        return again
+
+    def capture(self, shapes: Shapes, stream: Any, enqueue: Callable[[], None]) -> None:
+        """Record what `enqueue` does for these shapes, unless that is there; the shapes used longest ago are forgotten."""
+        if shapes in self._captured:
+            return
+        self._captured[shapes] = self._cuda.capture(stream, enqueue)
+        if len(self._captured) > KEPT_GRAPHS:
+            self._cuda.wait(stream)  # a graph that is being replayed must not be freed
+            self._cuda.forget(self._captured.popitem(last=False)[1])
+
+    def replay(self, shapes: Shapes, stream: Any) -> bool:
+        """Run the graph of these shapes; False where there is none."""
+        if shapes not in self._captured:
+            return False
+        self._captured.move_to_end(shapes)
+        self._cuda.replay(self._captured[shapes], stream)
+        return True
+
+    def close(self) -> None:
+        """Free all of them."""
+        while self._captured:
+            self._cuda.forget(self._captured.popitem()[1])
 
 
 class _Buffer:

@@ -224,7 +224,7 @@ def _extract_result(summary: Summary) -> dict[str, Any]:
     return {**summary_dict(summary), "text": summary_text(summary)}
 
 
-def engine_options(engine: str, batch_size: int | None, **chosen: bool) -> EngineOptions:
+def engine_options(engine: str, batch_size: int | None, **chosen: Any) -> EngineOptions:
     """Options of an engine; one that is built for a largest batch gets `PLAN_BATCH` where the size is left to us, others are tried with more."""
     largest = batch_size or (PLAN_BATCH if engine in ("trt", "rtx") else LARGEST)
     return EngineOptions(batch=largest, **chosen)

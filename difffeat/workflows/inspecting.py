@@ -76,7 +76,7 @@ def _cost_lines(cost: Cost, unit: str) -> list[str]:
 
 def _plan(path: Path) -> dict[str, Any]:
     """A plan and whether it may be loaded here."""
-    from difffeat.engines.tensorrt_build import read_sidecar
+    from difffeat.engines.tensorrt_plans import read_sidecar
 
     stored, reason = read_sidecar(path)
     if stored is None:
