@@ -95,9 +95,10 @@ class Submitting:
         return Pending(lambda: found)
 
     def stop(self) -> None:
-        """Wait for what is under way."""
+        """Wait for what is under way. What is submitted afterwards goes to `run`, which says that the engine is closed."""
         if self._worker is not None:
             self._worker.shutdown()
+            self._worker = None
 
 
 @runtime_checkable
