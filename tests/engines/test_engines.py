@@ -234,7 +234,8 @@ def sessions(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     )
     monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
     monkeypatch.setattr(Session, "opened", [])
-    monkeypatch.delenv("NVIDIA_TF32_OVERRIDE", raising=False)
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")  # so that it is put back as it was
+    monkeypatch.delenv("NVIDIA_TF32_OVERRIDE")
     return Session.opened
 
 
