@@ -17,7 +17,7 @@ from difffeat.engines.tensorrt_plans import Profile
 
 LIBRARIES = (
     "difffeat", "numpy", "torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "diffusers", "huggingface_hub", "tokenizers", "tensorrt",
-    "tensorrt-rtx",
+    "tensorrt-rtx", "cuda-bindings",
 )  # fmt: skip
 
 
@@ -103,6 +103,8 @@ def _tensorrt(engine: str, driver: Driver) -> str:
     package, extra = PACKAGES[engine]
     if importlib.util.find_spec(package) is None:
         return f"not installed. Run: pip install 'difffeat[{extra}]'"
+    if driver.problem is None and _version("cuda-bindings") is None:
+        return f"builds plans (difffeat build); runs none: cuda-bindings is not installed. Run: pip install 'difffeat[{extra}]'"
     if driver.problem is None:
         return "builds plans (difffeat build) and runs them"
     if engine == "rtx":

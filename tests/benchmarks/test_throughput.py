@@ -217,7 +217,7 @@ def test_every_engine_is_opened_on_the_card_that_was_asked_for(tmp_path: Path, m
 @pytest.fixture
 def tf32() -> Iterator[list[Any]]:
     """Switched on, as torch has it for convolutions; the switches, as they are now."""
-    switches = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    switches: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
     before = [switch.allow_tf32 for switch in switches]
     for switch in switches:
         switch.allow_tf32 = True

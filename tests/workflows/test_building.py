@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from difffeat.engines.driver import Driver, Gpu
 from difffeat.engines.tensorrt_plans import Profile
 from difffeat.errors import ConfigError, ProviderMissing
 from difffeat.export import layers
+from difffeat.workflows import building
 from difffeat.workflows.building import run_build, run_doctor
 from tests.artifacts import copy_of, exported
 from tests.engines.fake_gpu import install
@@ -64,3 +67,22 @@ def test_units_for_low_precision_are_named_with_or_without_a_gpu(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     words = run_doctor()["engines"]["torch"]
     assert words.startswith("runs on cuda and " + said if cuda else f"runs on {said}; not on cuda: ")
+
+
+def test_a_gpu_without_the_bindings_that_run_plans_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = importlib.metadata.version
+
+    def version(name: str) -> str:
+        if name == "cuda-bindings":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return real(name)
+
+    pytest.importorskip("tensorrt_rtx", reason="pip install 'difffeat[rtx]'")
+    monkeypatch.setattr(building, "probe_driver", lambda: Driver((13, 0), (Gpu("a card", (8, 9), 24 << 30),), None))
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    without = run_doctor()
+    assert without["engines"]["rtx"].endswith("runs none: cuda-bindings is not installed. Run: pip install 'difffeat[rtx]'")
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "13.0.0" if name == "cuda-bindings" else real(name))
+    found = run_doctor()
+    assert found["engines"]["rtx"] == "builds plans (difffeat build) and runs them"
+    assert found["versions"]["cuda-bindings"] == "13.0.0"
