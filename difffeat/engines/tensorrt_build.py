@@ -62,8 +62,7 @@ def build_plan(
     _require_device(engine, driver, device)
     require_key()  # ahead of minutes of work that could then not be sealed
     shape = _fitted(profile or Profile(), opened)
-    built_from = _made_from(opened, engine, builder, driver, device, graph)
-    made_from = {**built_from, "profile": asdict(shape), "level": level}
+    made_from = {**_made_from(opened, engine, builder, driver, device, graph), "profile": asdict(shape), "level": level}
     target = opened.path / FOLDER / f"{digest(made_from)[:16]}.plan"
     target.parent.mkdir(exist_ok=True, mode=0o700)
     with one_build(target.parent, say):
@@ -72,18 +71,27 @@ def build_plan(
             return Plan(target, found, None, "")
         say(f"building {target.name} ({engine} {made_from['version']}): {reason}")
         started = time.perf_counter()
-        timings = TimingCache(target.parent / TIMING_CACHE, {"version": made_from["version"], "device": made_from["device"]}, engine == "trt")
-        cuda = Cuda(device, PACKAGES[engine][1]) if device else None
-        try:
-            content = compile_graph(
-                builder, path, shape.shapes, timings, level=level, capability=_only(engine, _gpu(driver, device)), say=say,
-                select=(lambda: None) if cuda is None else cuda.select, last=last_seconds(target.parent, built_from),
-            )  # fmt: skip
-        finally:
-            if cuda is not None:
-                cuda.close()
+        content = _compiled(builder, driver, path, shape, made_from, device, target.parent, say)
         seconds = time.perf_counter() - started
         return Plan(target, store_plan(target, content, {**made_from, "seconds": round(seconds, 1)}), seconds, reason)
+
+
+def _compiled(
+    builder: Any, driver: Driver, path: Path, shape: Profile, made_from: Mapping[str, Any], device: int, folder: Path, say: Say
+) -> memoryview:
+    """The plan's bytes, built on the device where that is not the first, with the kernel timings that lie in the folder."""
+    engine, level = made_from["engine"], made_from["level"]
+    timings = TimingCache(folder / TIMING_CACHE, {"version": made_from["version"], "device": made_from["device"]}, engine == "trt")
+    like = {name: value for name, value in made_from.items() if name not in ("profile", "level")}
+    cuda = Cuda(device, PACKAGES[engine][1]) if device else None
+    try:
+        return compile_graph(
+            builder, path, shape.shapes, timings, level=level, capability=_only(engine, _gpu(driver, device)), last=last_seconds(folder, like),
+            select=(lambda: None) if cuda is None else cuda.select, say=say,
+        )  # fmt: skip
+    finally:
+        if cuda is not None:
+            cuda.close()
 
 
 def find_plan(

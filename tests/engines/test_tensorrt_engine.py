@@ -18,7 +18,7 @@ from difffeat.engines.tensorrt_compile import make_logger
 from difffeat.engines.tensorrt_engine import TensorRtEngine
 from difffeat.engines.tensorrt_plans import Profile, read_plan
 from difffeat.errors import BadFeed, ConfigError, EngineError, MissingExtra, OutOfMemory, ProviderMissing, StoreMismatch, UntrustedFile
-from difffeat.runtime.configuration import Configuration
+from difffeat.runtime.configuration import Configuration, recorded_plans
 from difffeat.runtime.manifest import read_manifest
 from tests.artifacts import copy_of, exported, feeds
 from tests.engines.fake_gpu import GPUS, Runtime, Status, TensorRt, install
@@ -287,6 +287,28 @@ def test_a_store_goes_on_with_the_plan_that_it_was_begun_with(tmp_path: Path, pi
     assert f"(put {first.path.name} with its .json back into the artifact's engines folder" in str(caught.value)
     aside.rename(first.path)
     extracted(folder, pictures, out)
+
+
+def test_every_graph_of_a_store_goes_on_with_its_own_plan(tmp_path: Path, pictures: Path, device: tuple[Runtime, TensorRt]) -> None:
+    folder, out = copy_of("from-latents", tmp_path), tmp_path / "out"
+    device[1].contexts = 100
+    parts = ("model", "latents")
+    first = {part: build_plan(folder, "trt", Profile(opt_batch=8, max_batch=8), graph=part) for part in parts}
+    extracted(folder, pictures, out)
+    engine = read_manifest(out).engine
+    assert (engine["plan"], engine["latents plan"]) == (first["model"].identity, first["latents"].identity)
+    assert recorded_plans(out) == {part: plan.sidecar["sha256"] for part, plan in first.items()}
+    for part in parts:
+        build_plan(folder, "trt", Profile(opt_batch=2, max_batch=2), graph=part)
+    (out / "receipts" / "00001.json").unlink()
+    assert not any("may not be used here" in line for line in extracted(folder, pictures, out))
+    first["latents"].path.unlink()
+    with pytest.raises(StoreMismatch, match=rf"(?s)engine\.latents plan: .*\(put {first['latents'].path.name} with its \.json back"):
+        extracted(folder, pictures, out)
+
+
+def test_what_was_begun_without_plans_records_none(tmp_path: Path) -> None:
+    assert recorded_plans(tmp_path / "none") == {}
 
 
 def test_two_cards_are_two_configurations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, graphs: None) -> None:
