@@ -64,6 +64,8 @@ def build_plan(
     shape = _fitted(profile or Profile(), opened)
     made_from = {**_made_from(opened, engine, builder, driver, device, graph), "profile": asdict(shape), "level": level}
     target = opened.path / FOLDER / f"{digest(made_from)[:16]}.plan"
+    if (found := existing(target, made_from)[0]) is not None:  # also where the folder may only be read
+        return Plan(target, found, None, "")
     target.parent.mkdir(exist_ok=True, mode=0o700)
     with one_build(target.parent, say):
         found, reason = existing(target, made_from)

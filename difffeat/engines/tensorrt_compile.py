@@ -71,14 +71,14 @@ def told_while(work: Callable[[], Result], stop: Callable[[], None], tell: Calla
     """
     started = time.monotonic()
     with ThreadPoolExecutor(1, "build") as pool:
-        running = pool.submit(work)
         try:
+            running = pool.submit(work)
             while not wait([running], REPORT_SECONDS).done:
                 tell(time.monotonic() - started)
+            return running.result()
         except BaseException:
             stop()
             raise
-        return running.result()
 
 
 class Progress:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
@@ -90,24 +89,44 @@ class TensorRtEngine:
         return pending
 
     def _slot(self, trt: Any, cuda_graphs: bool) -> _Slot:
-        config = self._runtime_config(trt, cuda_graphs) if self.name == "rtx" else None
-        own_graphs = cuda_graphs and not (config is not None and hasattr(trt, "CudaGraphStrategy"))
-        context = self._engine.create_execution_context() if config is None else self._engine.create_execution_context(runtime_config=config)
-        if context is None:
-            raise OutOfMemory(
-                f"{self.device} has no room for another execution context ({self._log.told()}). Build a plan with a smaller --max-batch."
-            )
-        return _Slot(self._cuda, context, self.inputs, self.outputs, self.profile, own_graphs, self._log)
+        make = self._maker(trt, cuda_graphs)
 
-    def _runtime_config(self, trt: Any, cuda_graphs: bool) -> Any:
-        """TensorRT-RTX compiles kernels for a shape when it comes. Left to itself it does so behind the first batches and changes kernels when it is
-        done, so that features would depend on how fast that is; here it is done first. It captures CUDA graphs by itself.
+        def context() -> Any:
+            made = make()
+            if made is None:
+                raise OutOfMemory(
+                    f"{self.device} has no room for another execution context ({self._log.told()}). Build a plan with a smaller --max-batch."
+                )
+            return made
+
+        graphs = KEPT_GRAPHS if cuda_graphs and self.name == "trt" else 0
+        return _Slot(self._cuda, context, self.inputs, self.outputs, self.profile, graphs, self._log)
+
+    def _maker(self, trt: Any, cuda_graphs: bool) -> Callable[[], Any]:
+        """What makes execution contexts for one slot.
+
+        TensorRT-RTX compiles kernels for a shape when it comes. Left to itself it does so behind the first batches and changes kernels when it is
+        done, so that features would depend on how fast that is; here it is done first. It captures CUDA graphs by itself. Native TensorRT wants a
+        context for each graph: those of a slot run one after the other, and share the memory of their activations.
         """
-        config = self._engine.create_runtime_config()
-        config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
-        if cuda_graphs and hasattr(trt, "CudaGraphStrategy"):
-            config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-        return config
+        if self.name == "rtx":
+            config = self._engine.create_runtime_config()
+            config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+            if cuda_graphs:
+                config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+            return lambda: self._engine.create_execution_context(runtime_config=config)
+        if not cuda_graphs:
+            return self._engine.create_execution_context
+        size = max(1, int(self._engine.device_memory_size_v2))
+        memory = self._cuda.device_memory(size)
+
+        def sharing() -> Any:
+            context = self._engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+            if context is not None:
+                context.set_device_memory(memory, size)
+            return context
+
+        return sharing
 
     def _check_names(self, plan: Plan) -> None:
         found = {self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)}
@@ -137,21 +156,30 @@ class TensorRtEngine:
 
 
 class _Slot:
-    """One batch's way through the device, and the buffers it goes through."""
+    """One batch's way through the device, and the buffers it goes through.
+
+    **Arguments:** `context` makes an execution context; `graphs` how many shapes are replayed from CUDA graphs: the first ones that come again.
+    Others are computed as without, since making a context anew whenever shapes take turns would cost more than it gains.
+    """
 
     def __init__(
-        self, cuda: Cuda, context: Any, inputs: Mapping[str, TensorSpec], outputs: Mapping[str, TensorSpec], profile: Profile, graphs: bool, log: Any
+        self,
+        cuda: Cuda,
+        context: Callable[[], Any],
+        inputs: Mapping[str, TensorSpec],
+        outputs: Mapping[str, TensorSpec],
+        profile: Profile,
+        graphs: int,
+        log: Any,
     ) -> None:
-        self._cuda, self._outputs, self._log = cuda, outputs, log
-        self._graphs = _Graphs(cuda) if graphs else None
-        self._context: Any = context
+        self._cuda, self._outputs, self._log, self._graphs = cuda, outputs, log, graphs
         self._stream = cuda.stream()
         self._buffers = {name: _Buffer(cuda, spec, profile) for name, spec in (*inputs.items(), *outputs.items())}
-        for name, buffer in self._buffers.items():
-            self._accept(context.set_tensor_address(name, buffer.device), f"an address for {name}")
+        self._make: Callable[[], Any] | None = context
+        self._main: _Context | None = self._context(captures=False)
+        self._own: dict[Shapes, _Context] = {}
+        self._seen: set[Shapes] = set()
         self._pending: Pending | None = None
-        self._shapes: dict[str, tuple[int, ...]] = {}
-        self._settled = False
         self.copy_seconds = 0.0
 
     def start(self, feeds: Feeds) -> Pending:
@@ -159,14 +187,14 @@ class _Slot:
         if self._pending is not None:
             self._pending.result()
         shapes = {name: tuple(array.shape) for name, array in feeds.items()}
-        if shapes != self._shapes:
-            self._reshape(shapes)
+        context = self._context_for(tuple(shapes.items()))
+        context.reshape(shapes)
         since = time.perf_counter()
         for name, array in feeds.items():
             self._buffers[name].write(array, self._stream)
         self.copy_seconds += time.perf_counter() - since
-        self._enqueue()
-        wanted = {name: _sized(spec, shapes, self._context.get_tensor_shape(name)) for name, spec in self._outputs.items()}
+        context.enqueue(self._stream)
+        wanted = {name: _sized(spec, shapes, context.shape(name)) for name, spec in self._outputs.items()}
         for name, shape in wanted.items():
             self._buffers[name].fetch(shape, self._stream)
         self._pending = Pending(lambda: self._finish(wanted))
@@ -174,77 +202,72 @@ class _Slot:
 
     def close(self) -> None:
         self._cuda.wait(self._stream)
-        if self._graphs is not None:
-            self._graphs.close()
-        self._context = None
+        for context in self._own.values():
+            context.close()
+        self._own, self._main, self._make = {}, None, None
 
     def _finish(self, wanted: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
         self._cuda.wait(self._stream)
         self._pending = None
         return {name: self._buffers[name].read(shape) for name, shape in wanted.items()}
 
-    def _reshape(self, shapes: dict[str, tuple[int, ...]]) -> None:
+    def _context_for(self, shapes: Shapes) -> _Context:
+        """The shapes' own one where they are replayed, else the one that takes any."""
+        if shapes in self._seen and shapes not in self._own and len(self._own) < self._graphs:
+            self._own[shapes] = self._context(captures=True)
+        self._seen.add(shapes)
+        assert self._main is not None
+        return self._own.get(shapes, self._main)
+
+    def _context(self, captures: bool) -> _Context:
+        assert self._make is not None
+        return _Context(self._cuda, self._make(), self._buffers, self._log, captures)
+
+
+class _Context:
+    """An execution context on a slot's buffers; one that captures is for one set of shapes: a graph is worth nothing once its context has others."""
+
+    def __init__(self, cuda: Cuda, context: Any, buffers: Mapping[str, _Buffer], log: Any, captures: bool) -> None:
+        self._cuda, self._context, self._log, self._captures = cuda, context, log, captures
+        for name, buffer in buffers.items():
+            self._accept(context.set_tensor_address(name, buffer.device), f"an address for {name}")
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._runs, self._graph = 0, None
+
+    def reshape(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        """Set the shapes of the inputs, where they are others than before."""
+        if shapes == self._shapes:
+            return
         for name, shape in shapes.items():
             self._accept(self._context.set_input_shape(name, shape), f"shape {list(shape)} for {name}")
-        self._shapes, self._settled = shapes, False
+        self._shapes = shapes
 
-    def _enqueue(self) -> None:
-        """Compute, or with CUDA graphs replay where the shape was computed before. The first run after a change of shape may allocate: it is run."""
-        if self._graphs is None:
-            self._execute()
-            return
-        shapes = tuple(self._shapes.items())
-        if self._settled:
-            self._graphs.capture(shapes, self._stream, self._execute)
-        if not self._graphs.replay(shapes, self._stream):
-            self._execute()
-            if self._graphs.comes_again(shapes):
-                self._graphs.capture(shapes, self._stream, self._execute)
-            self._settled = True
+    def shape(self, name: str) -> Any:
+        """Of an output, as TensorRT infers it."""
+        return self._context.get_tensor_shape(name)
 
-    def _execute(self) -> None:
-        self._accept(self._context.execute_async_v3(int(self._stream)), "the batch")
+    def enqueue(self, stream: Any) -> None:
+        """Compute, or replay. The first run allocates and is not captured."""
+        if self._captures and self._runs == 1:
+            self._graph = self._cuda.capture(stream, lambda: self._execute(stream))
+        if self._graph is not None:
+            self._cuda.replay(self._graph, stream)
+        else:
+            self._execute(stream)
+        self._runs += 1
+
+    def close(self) -> None:
+        """Free the graph."""
+        if self._graph is not None:
+            self._cuda.forget(self._graph)
+            self._graph = None
+
+    def _execute(self, stream: Any) -> None:
+        self._accept(self._context.execute_async_v3(int(stream)), "the batch")
 
     def _accept(self, accepted: bool, what: str) -> None:
         if not accepted:
             raise native_error(self._log, f"TensorRT refused {what}", "Delete the artifact's engines folder; plans are then built anew.")
-
-
-class _Graphs:
-    """Captured CUDA graphs of one context, by the shapes of its inputs: of the last `KEPT_GRAPHS` shapes that came again."""
-
-    def __init__(self, cuda: Cuda) -> None:
-        self._cuda = cuda
-        self._seen: set[Shapes] = set()
-        self._captured: OrderedDict[Shapes, Any] = OrderedDict()
-
-    def comes_again(self, shapes: Shapes) -> bool:
-        """Whether these shapes were here before."""
-        again = shapes in self._seen
-        self._seen.add(shapes)
-        return again
-
-    def capture(self, shapes: Shapes, stream: Any, enqueue: Callable[[], None]) -> None:
-        """Record what `enqueue` does for these shapes, unless that is there; the shapes used longest ago are forgotten."""
-        if shapes in self._captured:
-            return
-        self._captured[shapes] = self._cuda.capture(stream, enqueue)
-        if len(self._captured) > KEPT_GRAPHS:
-            self._cuda.wait(stream)  # a graph that is being replayed must not be freed
-            self._cuda.forget(self._captured.popitem(last=False)[1])
-
-    def replay(self, shapes: Shapes, stream: Any) -> bool:
-        """Run the graph of these shapes; False where there is none."""
-        if shapes not in self._captured:
-            return False
-        self._captured.move_to_end(shapes)
-        self._cuda.replay(self._captured[shapes], stream)
-        return True
-
-    def close(self) -> None:
-        """Free all of them."""
-        while self._captured:
-            self._cuda.forget(self._captured.popitem()[1])
 
 
 class _Buffer:

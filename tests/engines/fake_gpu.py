@@ -142,6 +142,9 @@ class TensorRt(ModuleType):
     __version__ = "11.0.0"
     NetworkDefinitionCreationFlag = BuilderFlag = MemoryPoolType = Flag
 
+    class ExecutionContextAllocationStrategy(IntEnum):
+        STATIC, USER_MANAGED = 0, 2
+
     class ILogger:
         class Severity(IntEnum):
             INTERNAL_ERROR, ERROR, WARNING = 0, 1, 2
@@ -267,7 +270,7 @@ class Engine_:
         options.intra_op_num_threads = 1
         self._module, self._cuda, self._session = module, cuda, onnxruntime.InferenceSession(path, options)
         self.names = [value.name for value in (*self._session.get_inputs(), *self._session.get_outputs())]
-        self.num_io_tensors = len(self.names)
+        self.num_io_tensors, self.device_memory_size_v2 = len(self.names), 4096
 
     def get_tensor_name(self, index: int) -> str:
         return self.names[index]
@@ -275,15 +278,17 @@ class Engine_:
     def create_runtime_config(self) -> Any:
         return SimpleNamespace()
 
-    def create_execution_context(self, runtime_config: Any = None) -> Any:
+    def create_execution_context(self, strategy: Any = None, runtime_config: Any = None) -> Any:
         self._module.contexts -= 1
         self._module.configs.append(runtime_config)
-        return Context(self._cuda, self._session) if self._module.contexts >= 0 else None
+        return Context(self._cuda, self._session, strategy) if self._module.contexts >= 0 else None
 
 
 class Context:
-    def __init__(self, cuda: Runtime, session: Any) -> None:
-        self._cuda, self._session = cuda, session
+    """A graph that was captured here is worth nothing once other shapes were set."""
+
+    def __init__(self, cuda: Runtime, session: Any, strategy: Any) -> None:
+        self._cuda, self._session, self._lacks_memory, self._generation = cuda, session, strategy is not None, 0
         self._addresses: dict[str, int] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._types = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8, "tensor(int64)": np.int64}
@@ -293,8 +298,14 @@ class Context:
         return True
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        self._generation += self._shapes.get(name) != tuple(shape)
         self._shapes[name] = tuple(shape)
         return True
+
+    def set_device_memory(self, memory: int, size: int) -> None:
+        assert memory in self._cuda.blocks
+        assert size >= 4096
+        self._lacks_memory = False
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         batch = next(shape[0] for key, shape in self._shapes.items() if key in ("pixels", "latents", "tokens"))
@@ -302,11 +313,13 @@ class Context:
         return tuple(batch if isinstance(axis, str) else axis for axis in declared)
 
     def execute_async_v3(self, stream: int) -> bool:
-        shapes = dict(self._shapes)
-        self._cuda.put(stream, lambda: self._compute(shapes))
+        shapes, generation = dict(self._shapes), self._generation
+        self._cuda.put(stream, lambda: self._compute(shapes, generation))
         return True
 
-    def _compute(self, shapes: dict[str, tuple[int, ...]]) -> None:
+    def _compute(self, shapes: dict[str, tuple[int, ...]], generation: int) -> None:
+        assert generation == self._generation, "replayed after other shapes were set"
+        assert not self._lacks_memory
         feeds = {}
         for value in self._session.get_inputs():
             dtype = np.dtype(self._types[value.type])

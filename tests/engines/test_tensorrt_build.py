@@ -286,6 +286,11 @@ def test_ctrl_c_ends_a_build_and_leaves_no_plan(tmp_path: Path, monkeypatch: pyt
     assert list((folder / "engines").glob("*.plan")) == []
 
 
+def test_a_plan_that_is_there_is_found_where_nothing_may_be_written(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensorrt_build, "one_build", lambda *_: pytest.fail("a lock was written"))
+    assert build_plan(built, "rtx", SMALL).seconds is None
+
+
 def test_two_builds_of_one_plan_are_one(tmp_path: Path) -> None:
     rtx()
     folder, said = copy_of("text", tmp_path), list[str]()
