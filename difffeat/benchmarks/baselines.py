@@ -151,7 +151,7 @@ def _placed(model: Any, device: str, dtype: Any) -> Any:
 def _hooked(model: Any, block: int, forward: Callable[[], Any], pool: Callable[[Any], Any] | None = None) -> Callable[[], Any]:
     def run() -> Any:
         kept: list[Any] = []
-        handle = model.blocks[block - 1].register_forward_hook(lambda _, __, out: kept.append(pool(out) if pool else out.mean(1)))
+        handle = _tapped(model, block, lambda x: kept.append(pool(x) if pool else x.mean(1)))
         try:
             forward()
         finally:
@@ -159,6 +159,13 @@ def _hooked(model: Any, block: int, forward: Callable[[], Any], pool: Callable[[
         return kept[0]
 
     return _run(run)
+
+
+def _tapped(model: Any, block: int, take: Callable[[Any], None]) -> Any:
+    """The hook that sees the residual stream after `block` blocks; the embedding is what the first block is given."""
+    if block == 0:
+        return model.blocks[0].register_forward_pre_hook(lambda _, given: take(given[0]))
+    return model.blocks[block - 1].register_forward_hook(lambda _, __, out: take(out))
 
 
 def _run(forward: Callable[[], Any]) -> Callable[[], np.ndarray]:

@@ -13,27 +13,30 @@ LONGEST_S = 0.5  # of one product: a CPU without half-precision units multiplies
 
 
 def matrix_rate(threads: int, device: str = "cpu", precision: str = "fp32") -> float:
-    """Best rate of square matrix products in torch, in FLOP/s: median of `REPEATS` for each size, the largest of them.
+    """Best rate of square matrix products in torch, in FLOP/s: the fastest of `REPEATS` at each size, and the size where that is most.
 
-    A size whose product would take longer than `LONGEST_S` at the rate found so far is left out.
+    What else runs on the machine slows single products, and a ceiling must not be lower for it. In a type that this CPU has no units for, a size is
+    left out whose product would take longer than `LONGEST_S` at the rate found so far.
 
     **Arguments:** `device` `cpu` or `cuda[:n]`; `precision` `fp32`, `fp16` or `bf16`. TF32 is off.
     """
     import torch
 
+    from difffeat.export.precision import cpu_computes
+
     torch.set_num_threads(threads)
     torch.backends.cuda.matmul.allow_tf32 = False
     dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
-    best = 0.0
+    slow, best = device == "cpu" and not cpu_computes(precision), 0.0
     for size in SIZES[device.partition(":")[0]]:
-        if best and 2 * size**3 / best > LONGEST_S:
+        if slow and best and 2 * size**3 / best > LONGEST_S:
             break
         best = max(best, _rate(torch, size, device, dtype))
     return best
 
 
 def int8_rate(threads: int, size: int = 2048) -> float:
-    """Rate of a square product of uint8 and seven-bit int8 in ONNX Runtime on the CPU, in operations/s: what int8 graphs are made of.
+    """Rate of a square product of uint8 and seven-bit int8 in ONNX Runtime on the CPU, in operations/s, the fastest of `REPEATS`.
 
     Without VNNI it may be no more than the fp32 rate: then int8 cannot gain anything on this machine.
     """
@@ -60,7 +63,7 @@ def int8_rate(threads: int, size: int = 2048) -> float:
         started = time.perf_counter()
         session.run(None, feeds)
         seconds.append(time.perf_counter() - started)
-    return 2 * size**3 / float(np.median(seconds[2:]))
+    return 2 * size**3 / min(seconds[2:])
 
 
 def _rate(torch: Any, size: int, device: str, dtype: Any) -> float:
@@ -73,7 +76,7 @@ def _rate(torch: Any, size: int, device: str, dtype: Any) -> float:
         torch.matmul(a, b)
         _wait(torch, device)
         seconds.append(time.perf_counter() - started)
-    return 2 * size**3 / float(np.median(seconds[2:]))
+    return 2 * size**3 / min(seconds[2:])
 
 
 def _wait(torch: Any, device: str) -> None:

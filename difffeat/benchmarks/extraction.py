@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from difffeat.benchmarks.asking import require_counts, require_family
 from difffeat.benchmarks.throughput import export_for_timing, write_result
 from difffeat.benchmarks.timing import Timing, compare, machine, ratios
 from difffeat.engines import Artifact, Engine, open_engine
@@ -37,7 +38,12 @@ def run_extraction(
     model: str, weights: str | None, *, vae: str | None, block: int | None, images: int, batch_size: int, repeats: int, threads: int,
     num_workers: int | None, output: Path | None, say: Say,
 ) -> dict[str, Any]:  # fmt: skip
-    """Time the whole way from JPEG files to a finished store beside the engine alone and decoding alone; arguments as the command's options."""
+    """Time the whole way from JPEG files to a finished store beside the engine alone and decoding alone; arguments as the command's options.
+
+    Raises ConfigError for counts below 1 and models of captions.
+    """
+    require_counts(images=images, batch_size=batch_size, repeats=repeats, threads=threads, num_workers=num_workers)
+    require_family("extract", model, "dit")
     backbone = load_backbone(model, weights, vae=vae)
     chosen = backbone.default_block() if block is None else block
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:

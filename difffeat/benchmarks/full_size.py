@@ -109,7 +109,8 @@ def text(folder: Path) -> dict[str, Any]:
 
 def compile_fp16(folder: Path, model: str) -> dict[str, Any]:
     """The fp16 graph, its parity with rounding at each operation, and its TensorRT-RTX plan, built ahead of time."""
-    from difffeat.engines.tensorrt_build import Profile, build_plan
+    from difffeat.engines.tensorrt_build import build_plan
+    from difffeat.engines.tensorrt_plans import Profile
     from difffeat.workflows.exporting import ExportOptions, export_dit, export_plaid
 
     backbone = _load(folder, model)

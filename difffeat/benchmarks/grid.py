@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from difffeat.benchmarks.asking import require_counts, require_family
 from difffeat.benchmarks.throughput import write_result
 from difffeat.benchmarks.timing import compare, machine, ratios
 from difffeat.engines import Artifact, open_engine
@@ -30,7 +31,11 @@ def run_grid(
     """Time a grid over the paper's twelve timesteps and blocks 1 to `blocks` (default: the paper's relative depth), in ONNX Runtime.
 
     The bound runs the graph with one timestep baked in, which has no modulations to multiply, as often as there are timesteps.
+
+    Raises ConfigError for counts below 1 and models of captions.
     """
+    require_counts(blocks=blocks, batch_size=batch_size, repeats=repeats, threads=threads)
+    require_family("grid", model, "dit")
     backbone = load_backbone(model, weights, vae=vae)
     last = backbone.default_block() if blocks is None else blocks
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from difffeat.benchmarks.asking import require_counts, require_known
 from difffeat.benchmarks.timing import machine
 from difffeat.engines import Artifact
 from difffeat.engines.parity import statistics
@@ -21,7 +22,7 @@ from difffeat.runtime.samples import Sample
 from difffeat.runtime.sources import open_source
 from difffeat.runtime.sources_options import SourceOptions
 from difffeat.workflows.exporting import ExportOptions, export_dit, export_plaid
-from difffeat.workflows.loading import load_backbone
+from difffeat.workflows.loading import DIGITS, load_backbone
 from difffeat.workflows.quantizing import run_quantize
 from difffeat.workflows.quickstart_data import write_split
 from difffeat.workflows.verifying import MARGINS, choose_judge, features_of, promote_failing
@@ -67,7 +68,12 @@ def run_precision(
 
     Parts that fail on training scenes are promoted as `difffeat verify --promote` does, and int8 is calibrated on them. Probes (ridge) are
     trained on fp32 features of `train` scenes at each tap and frozen; both forms are scored on the same `test` scenes.
+
+    Raises ConfigError for counts below 1, and for precisions and models that there are not.
     """
+    require_counts(train=train, test=test)
+    require_known("--precisions", precisions, PRECISIONS)
+    require_known("--models", models, DIGITS)
     costs: dict[str, dict[str, Cost]] = {}
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)

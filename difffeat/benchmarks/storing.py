@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from difffeat.benchmarks.asking import require_counts
 from difffeat.benchmarks.throughput import write_result
 from difffeat.benchmarks.timing import compare, machine, ratios
 from difffeat.probe.ridge import ridge_path
@@ -31,7 +32,11 @@ Say = Callable[..., None]
 
 
 def run_storing(*, rows: int, width: int, shard_rows: int, repeats: int, folder: Path | None, output: Path | None, say: Say) -> dict[str, Any]:
-    """Write `rows` × `width` fp16 features both ways in turn, then read the store into a ridge probe; arguments as the command's options."""
+    """Write `rows` × `width` fp16 features both ways in turn, then read the store into a ridge probe; arguments as the command's options.
+
+    Raises ConfigError for counts below 1.
+    """
+    require_counts(rows=rows, width=width, shard_rows=shard_rows, repeats=repeats)
     rng = np.random.Generator(np.random.Philox(3))
     block = rng.standard_normal((shard_rows, width), dtype=np.float32).astype(np.float16)
     manifest, columns = _described(rows, width, shard_rows)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from difffeat.benchmarks.asking import require_counts, require_family
 from difffeat.benchmarks.baselines import HOOK, TRUNCATED, eager_candidates
 from difffeat.benchmarks.throughput import export_for_timing, quantised_for_timing, write_result
 from difffeat.benchmarks.timing import compare, machine, ratios, table
@@ -39,7 +40,12 @@ def run_text(
     model: str, weights: str | None, *, tokenizer: str | None, block: int | None, captions: int, batch_size: int, repeats: int,
     threads: int, int8: bool, output: Path | None, say: Callable[..., None],
 ) -> dict[str, Any]:  # fmt: skip
-    """Time a set of captions through eager Plaid, padded to the longest, and through ours in buckets; arguments as the command's options."""
+    """Time a set of captions through eager Plaid, padded to the longest, and through ours in buckets; arguments as the command's options.
+
+    Raises ConfigError for counts below 1 and models of images.
+    """
+    require_counts(captions=captions, batch_size=batch_size, repeats=repeats, threads=threads)
+    require_family("text", model, "plaid")
     backbone = load_backbone(model, weights, tokenizer=tokenizer)
     chosen = backbone.default_block() if block is None else block
     lengths = caption_lengths(captions, min(LONGEST, backbone.weights.config.max_length))

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from difffeat.benchmarks.asking import require_counts, require_device, require_known
 from difffeat.benchmarks.baselines import TRUNCATED, Run, eager_candidates, naive_candidate
 from difffeat.benchmarks.ceiling import int8_rate, matrix_rate
 from difffeat.benchmarks.timing import Timing, chart, compare, machine, ratios, table
@@ -20,7 +21,7 @@ from difffeat.engines.artifact import load_proto, read_specs
 from difffeat.engines.cost import graph_cost
 from difffeat.engines.int8 import quantisable, quantise_graph
 from difffeat.engines.parity import compare as against
-from difffeat.errors import EngineError, MissingExtra
+from difffeat.errors import ConfigError, EngineError, MissingExtra
 from difffeat.recipe import format_timestep
 from difffeat.workflows.exporting import ExportOptions, export_dit, export_plaid
 from difffeat.workflows.loading import Backbone, load_backbone
@@ -32,6 +33,9 @@ TORCH = "difffeat, folded, torch"
 TORCH_COMPILED = "difffeat, folded, torch.compile"
 CAPTION_LENGTH = 32
 STARTS = ("pixels", "latents")
+DTYPES = ("fp32", "fp16", "bf16")
+ENGINES = ("int8", "torch", "naive", "trt", "rtx")
+"""Beside ONNX Runtime, which is always timed."""
 
 Say = Callable[..., None]
 
@@ -54,7 +58,18 @@ def run_throughput(
     output: Path | None,
     say: Say,
 ) -> dict[str, Any]:
-    """Export graphs into a temporary folder and time them beside eager torch; arguments as the command's options."""
+    """Export graphs into a temporary folder and time them beside eager torch; arguments as the command's options.
+
+    Raises ConfigError and ProviderMissing for what cannot be timed, before anything is loaded; EngineError where none of ours can run.
+    """
+    require_counts(batch_size=batch_size, repeats=repeats, threads=threads)
+    require_known("--start", [start], STARTS)
+    require_known("--dtype", [dtype], DTYPES)
+    if engines:
+        require_known("--engines", engines, ENGINES)
+    if "int8" in engines and dtype != "fp32":
+        raise ConfigError(f"int8 is made from an fp32 graph: leave int8 out of --engines, or --dtype {dtype}.")
+    require_device(device)
     backbone = load_backbone(model, weights, vae=vae, tokenizer=tokenizer, need_vae=start == "pixels")
     chosen = backbone.default_block() if block is None else block
     with tempfile.TemporaryDirectory() as folder:
@@ -105,6 +120,8 @@ def time_artifact(
     import torch
 
     torch.set_num_threads(threads)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False  # on unless it is told: an autoencoder's convolutions in TF32 would be no reference
     feeds, precision = random_feeds(artifact, batch_size), artifact.recipe.precision
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -156,7 +173,7 @@ def ours(
     (output,) = (f"b{block}" for block in artifact.recipe.blocks)
 
     def add(name: str, which: Artifact, engine: str, options: EngineOptions | None = None) -> None:
-        on = device if engine in ("ort", "torch") else "cuda"
+        on = device if engine in ("ort", "torch") or device != "cpu" else "cuda"
         try:
             opened = stack.enter_context(open_engine(which, engine, device=on, threads=threads, options=options, say=say))
             opened.run(feeds)
@@ -244,7 +261,7 @@ def _result(artifact: Artifact, measured: Measured, batch_size: int, threads: in
         "batch_size": batch_size,
         "threads": threads,
         "device": device,
-        "machine": machine(),
+        "machine": machine(device),
         "flops_per_sample": flops,
         "matrix_rate": rate,
         "int8_rate": measured.int8_rate,

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from difffeat.engines.driver import gpu_identity
+
 SETTLE = 0.1
 
 
@@ -56,10 +58,11 @@ def ratios(timings: list[Timing], ours: str) -> dict[str, float]:
     return {t.name: float(np.median(np.array(t.seconds) / np.array(own.seconds))) for t in timings if t.name != ours}
 
 
-def machine() -> dict[str, str]:
-    """What it was measured on, without names."""
+def machine(device: str = "cpu") -> dict[str, str]:
+    """What it was measured on, without names of hosts; for `cuda` and `cuda:<n>` also the card."""
     model = next((line.split(":", 1)[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.processor())
-    return {"cpu": model, "cores": str(os.cpu_count()), "python": platform.python_version(), "system": platform.system()}
+    system = {"cpu": model, "cores": str(os.cpu_count()), "python": platform.python_version(), "system": platform.system()}
+    return {**gpu_identity(device), **system}
 
 
 def table(timings: list[Timing], per: int, ours: str, unit: str = "sample") -> list[str]:

@@ -40,11 +40,12 @@ def bench_throughput(
     as_json: Json = False,
 ) -> None:
     """Inputs to features: eager with a hook, eager truncated, naive exports and our graphs, side by side in one run; JSON and a chart with -o."""
+    from difffeat.benchmarks.asking import names
     from difffeat.benchmarks.throughput import run_throughput
 
     result = run_throughput(
         model, weights, vae=vae, tokenizer=tokenizer, block=block, start=start, dtype=dtype, batch_size=batch_size, repeats=repeats,
-        threads=threads, device=device, engines=tuple(part for part in engines.split(",") if part), compiled=compiled, output=output,
+        threads=threads, device=device, engines=names(engines), compiled=compiled, output=output,
         say=say(as_json),
     )  # fmt: skip
     emit(result, as_json)
@@ -145,9 +146,8 @@ def bench_precision(
     as_json: Json = False,
 ) -> None:
     """What low precision costs the bundled backbones, in features and in a frozen probe's mAP, at every tap."""
+    from difffeat.benchmarks.asking import names
     from difffeat.benchmarks.precision import run_precision
 
-    result = run_precision(
-        train=train, test=test, precisions=tuple(precisions.split(",")), models=tuple(models.split(",")), output=output, say=say(as_json)
-    )
+    result = run_precision(train=train, test=test, precisions=names(precisions), models=names(models), output=output, say=say(as_json))
     emit(result, as_json)

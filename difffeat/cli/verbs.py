@@ -116,16 +116,19 @@ def build(
     opt_batch: Annotated[int, typer.Option(help="Batch that the plan is tuned for.")] = 32,
     max_batch: Annotated[int, typer.Option(help="Largest batch.")] = 64,
     opt_length: Annotated[int, typer.Option(help="Text: tokens that the plan is tuned for.")] = 32,
-    max_length: Annotated[int, typer.Option(help="Text: most tokens of a caption.")] = 128,
+    max_length: Annotated[
+        int | None, typer.Option(help="Text: most tokens of a caption; default, and for extract: all that the model takes.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="GPU to build for: cuda or cuda:<n>; default: the first (rtx needs none).")] = None,
     level: Annotated[int | None, typer.Option(help="Optimisation level of the builder, 0 to 5; default: its own.")] = None,
     as_json: Json = False,
 ) -> None:
     """Compile an artifact's graphs to TensorRT plans; what is there, sealed and fresh, is not built again."""
-    from difffeat.engines.tensorrt_build import Profile
+    from difffeat.engines.tensorrt_plans import Profile
     from difffeat.workflows.building import run_build
 
     profile = Profile(min_batch=min_batch, opt_batch=opt_batch, max_batch=max_batch, opt_length=opt_length, max_length=max_length)
-    emit(run_build(artifact, engine=engine, profile=profile, level=level, say=say(as_json)), as_json)
+    emit(run_build(artifact, engine=engine, profile=profile, level=level, device=device, say=say(as_json)), as_json)
 
 
 @app.command()

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from difffeat.engines.artifact import Artifact, resolve
+from difffeat.engines.artifact import Artifact, require_typed, resolve
 from difffeat.engines.base import Engine, EngineOptions, Pending, TensorSpec
 from difffeat.errors import ConfigError
 
@@ -39,8 +39,8 @@ def open_engine(
         raise ConfigError(f"threads must be at least 1, got {threads}; leave it out for the runtime's choice")
     chosen.require_for(engine)
     opened, path = resolve(artifact, graph)
-    if opened.recipe.precision == "int8" and engine != "ort":
-        raise ConfigError(f"{opened.path} is int8, which is for ONNX Runtime on CPUs. Pass --engine ort, or export with --dtype fp16 for a GPU.")
+    if engine != "ort":
+        require_typed(opened)
     if engine in ("trt", "rtx"):
         return _tensorrt(opened, engine, graph, "cuda" if device is None else device, chosen, say)
     if engine == "torch":
@@ -58,5 +58,5 @@ def _tensorrt(artifact: Artifact, engine: str, graph: str, device: str, options:
 
     import_builder(engine)
     number = require_gpu(engine, device)
-    plan = plan_for(artifact, engine, options.batch, graph=graph, device=number, say=say)
+    plan = plan_for(artifact, engine, options.batch, graph=graph, device=number, wanted=options.plans.get(graph, ""), say=say)
     return TensorRtEngine(artifact, graph, plan, engine=engine, device=device, cuda_graphs=options.cuda_graphs)

@@ -305,3 +305,11 @@ def resolve(artifact: Artifact | str | Path, graph: str) -> tuple[Artifact, Path
     if graph in opened.graphs:
         return opened, opened.graphs[graph]
     raise ConfigError(f"{opened.path} has no {graph!r} graph; it was exported without a VAE. Pass --vae to difffeat export, or --latents to extract.")
+
+
+def require_typed(artifact: Artifact) -> None:
+    """Raises ConfigError for an int8 artifact: its quantised products are ONNX Runtime's, on CPUs."""
+    if artifact.recipe.precision == "int8":
+        raise ConfigError(
+            f"{artifact.path} is int8, which is for ONNX Runtime on CPUs. Pass --engine ort, or for a GPU export with --dtype fp16 and build that."
+        )

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from types import TracebackType
+from dataclasses import dataclass, field
+from types import MappingProxyType, TracebackType
 from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
@@ -31,11 +31,13 @@ class TensorSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions:
-    """How an engine runs a graph, where it has a choice. None of it is part of a feature's recipe.
+    """How an engine runs a graph, where it has a choice. None of it is part of a feature's recipe; what of it may show in a feature's last bits is
+    part of the engine's `identity`: a store goes on with the same choice or not at all.
 
     **Fields:** `compile` torch.compile (torch); `channels_last` convolutions with channels innermost (torch); `tensorrt_provider` ONNX Runtime's own
     TensorRT provider on CUDA (ort); `cuda_graphs` replayed for shapes that come again (trt, rtx); `batch` largest batch, for a plan that is built on
-    first use (trt, rtx); `winograd` the autoencoder's 3 × 3 convolutions in a quarter of their products, on the CPU (ort; see `winograd`).
+    first use (trt, rtx); `winograd` the autoencoder's 3 × 3 convolutions in a quarter of their products, on the CPU (ort; see `winograd`);
+    `plans` SHA-256 of the plan that is preferred for a graph, by the graph's part (trt, rtx).
     """
 
     compile: bool = False
@@ -44,6 +46,12 @@ class EngineOptions:
     cuda_graphs: bool = False
     batch: int = 32
     winograd: bool = True
+    plans: Mapping[str, str] = field(default_factory=dict)
+
+    def switched(self, *names: str) -> dict[str, str]:
+        """Those of the named switches that are not at their default, as an engine's `identity` has them."""
+        default = EngineOptions()
+        return {name: str(getattr(self, name)).lower() for name in names if getattr(self, name) != getattr(default, name)}
 
     def require_for(self, engine: str) -> None:
         """Raises ConfigError when an option is set that this engine does not have."""
@@ -72,6 +80,7 @@ class Submitting:
 
     depth = 1
     copy_seconds = 0.0
+    identity: Mapping[str, str] = MappingProxyType({})
     _worker: ThreadPoolExecutor | None = None
 
     def overlap(self) -> None:
@@ -86,9 +95,10 @@ class Submitting:
         return Pending(lambda: found)
 
     def stop(self) -> None:
-        """Wait for what is under way."""
+        """Wait for what is under way. What is submitted afterwards goes to `run`, which says that the engine is closed."""
         if self._worker is not None:
             self._worker.shutdown()
+            self._worker = None
 
 
 @runtime_checkable
@@ -104,6 +114,8 @@ class Engine(Protocol):
     recipe: GraphRecipe
     digest: str
     """SHA-256 of the graph file(s) it was opened from."""
+    identity: Mapping[str, str]
+    """What else the bytes of its features depend on, by name: GPU, plan, switches that are not at their default. Empty for a plain run on a CPU."""
     depth: int
     """Batches that may be under way at once."""
     copy_seconds: float

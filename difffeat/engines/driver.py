@@ -16,6 +16,9 @@ class Gpu:
     capability: tuple[int, int]
     memory: int
 
+    def __str__(self) -> str:
+        return f"{self.name}, compute capability {self.capability[0]}.{self.capability[1]}"
+
 
 @dataclass(frozen=True)
 class Driver:
@@ -40,6 +43,15 @@ def probe_driver(library: str = _LIBRARY) -> Driver:
     found = (version.value // 1000, version.value % 1000 // 10)
     gpus = tuple(_gpu(cuda, index) for index in range(count.value))
     return Driver(found, gpus, None if gpus else "the NVIDIA driver lists no GPU")
+
+
+def gpu_identity(device: str) -> dict[str, str]:
+    """The GPU behind `cuda` or `cuda:<n>`, as an engine's `identity` has it; nothing for a CPU."""
+    kind, _, number = device.partition(":")
+    if kind != "cuda":
+        return {}
+    gpus = probe_driver().gpus
+    return {"gpu": str(gpus[int(number or 0)]) if int(number or 0) < len(gpus) else "one that the NVIDIA driver does not name"}
 
 
 def _gpu(cuda: ctypes.CDLL, index: int) -> Gpu:

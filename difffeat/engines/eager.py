@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -11,6 +12,7 @@ import numpy as np
 
 from difffeat.engines.artifact import Artifact, load_proto, read_initializers, read_specs
 from difffeat.engines.base import EngineOptions, Submitting, check_feeds
+from difffeat.engines.driver import gpu_identity
 from difffeat.errors import ConfigError, EngineError, ForeignGraph, MissingExtra, OutOfMemory, ProviderMissing
 
 
@@ -20,7 +22,7 @@ class TorchEngine(Submitting):
     **Arguments:** as for `OrtEngine`; `threads` sets torch's threads for the whole process while the engine runs; of the options `compile` and
     `channels_last`.
 
-    Raises MissingExtra, ProviderMissing, ForeignGraph (weights that do not fit the recipe).
+    Raises MissingExtra, ProviderMissing, ForeignGraph (weights that do not fit the recipe), OutOfMemory.
     """
 
     name = "torch"
@@ -43,10 +45,12 @@ class TorchEngine(Submitting):
         if self.device == "cpu":
             _lay_out_for_cpu(self._module)
         _load(self._module, read_initializers(graph), graph)
-        self._module.eval().to(self.device)
-        if chosen.channels_last:
-            self._module.to(memory_format=torch.channels_last)
+        with _memory_told(torch, self.device):
+            self._module.eval().to(self.device)
+            if chosen.channels_last:
+                self._module.to(memory_format=torch.channels_last)
         self._call = torch.compile(self._module) if chosen.compile else self._module
+        self.identity: Mapping[str, str] = gpu_identity(self.device) | chosen.switched("compile", "channels_last")
         if self.device != "cpu":
             self.overlap()
 
@@ -65,18 +69,25 @@ class TorchEngine(Submitting):
         torch, before = self._torch, self._torch.get_num_threads()
         try:
             torch.set_num_threads(self._threads or before)
-            with torch.inference_mode():
+            with torch.inference_mode(), _memory_told(torch, self.device):
                 tensors = {name: torch.tensor(array, device=self.device) for name, array in feeds.items()}
                 results = self._call(**tensors)
                 return {name: result.float().cpu().numpy() for name, result in zip(self.outputs, results, strict=True)}
-        except torch.OutOfMemoryError as error:
-            raise OutOfMemory(f"{self.device} is out of memory ({error}). Finished shards are kept; use a smaller --batch-size.") from error
         except (RuntimeError, IndexError) as error:
-            if "allocate memory" in str(error):  # the CPU's allocator has no exception of its own
-                raise OutOfMemory(f"{self.device} is out of memory ({error}). Finished shards are kept; use a smaller --batch-size.") from error
             raise EngineError(f"torch failed: {error}") from error
         finally:
             torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def _memory_told(torch: Any, device: str) -> Iterator[None]:
+    """Raises OutOfMemory for torch's own exception, and for the CPU's allocator, which has none of its own."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
+            raise OutOfMemory(f"{device} is out of memory ({error}). Finished shards are kept; use a smaller --batch-size.") from error
+        raise
 
 
 def _load(module: Any, weights: Mapping[str, np.ndarray], graph: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,9 +14,13 @@ import numpy as np
 from difffeat.engines import winograd
 from difffeat.engines.artifact import Artifact, load_proto, read_specs
 from difffeat.engines.base import EngineOptions, Submitting, check_feeds
+from difffeat.engines.driver import gpu_identity
 from difffeat.errors import ConfigError, EngineError, MissingExtra, OutOfMemory, ProviderMissing
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_EXACT = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
+"""Of the CUDA provider: fp32 means fp32, and convolutions take the algorithm that a table names, not the one that was fastest in a trial just now."""
+_TF32 = "NVIDIA_TF32_OVERRIDE"
 _TENSORRT = "TensorrtExecutionProvider"
 _MEMORY_WORDS = ("failed to allocate", "out of memory", "bad_alloc", "bad allocation")
 
@@ -24,9 +29,10 @@ class OrtEngine(Submitting):
     """`Engine` over an ONNX Runtime session.
 
     **Arguments:** `artifact`; `graph` the file to run; `device` `cpu`, `cuda` or `cuda:<n>`; `threads` for one operator (None: the runtime's choice);
-    of the options `tensorrt_provider`, which compiles inside ONNX Runtime (its build wants TensorRT 10) and keeps no plan on disk.
+    of the options `tensorrt_provider`, which compiles inside ONNX Runtime (its build wants TensorRT 10) and keeps no plan on disk. It has no option
+    against TF32: the process's NVIDIA_TF32_OVERRIDE is set to 0, which holds for all of NVIDIA's libraries in it.
 
-    Raises MissingExtra, ProviderMissing, EngineError (the runtime refuses the graph).
+    Raises MissingExtra, ProviderMissing, ConfigError (NVIDIA_TF32_OVERRIDE asks for TF32), OutOfMemory, EngineError (the runtime refuses the graph).
     """
 
     name = "ort"
@@ -46,11 +52,14 @@ class OrtEngine(Submitting):
                 f"{provider} was asked for (device {device}), but this onnxruntime offers {', '.join(available)}. "
                 "Install difffeat[gpu] in place of difffeat[cpu], or pass --device cpu."
             )
+        if provider == _TENSORRT:
+            forbid_tf32()
         self._runtime = runtime
         filters = winograd.rewrite(model, graph) if options.winograd and provider == _PROVIDERS["cpu"] else {}
         self._rewritten = bool(filters)
         self._session = self._open(graph, provider, settings, threads, (model, filters) if filters else None)
         self.device = self._true_device(provider, settings)
+        self.identity: Mapping[str, str] = gpu_identity(self.device) | options.switched("winograd" if self.device == "cpu" else "tensorrt_provider")
         if self.device != "cpu":
             self.overlap()
 
@@ -61,7 +70,8 @@ class OrtEngine(Submitting):
         settings = self._runtime.SessionOptions()
         settings.log_severity_level = 3
         settings.add_session_config_entry("session.force_spinning_stop", "1")  # between batches its threads would burn the cores that decode
-        behind = [(_PROVIDERS["cuda"], {**options, "use_tf32": "0"})] if provider == _TENSORRT else []
+        settings.use_deterministic_compute = provider != _PROVIDERS["cpu"]  # else sums on a GPU may come in any order
+        behind = [(_PROVIDERS["cuda"], {**options, **_EXACT})] if provider == _TENSORRT else []
         if threads is not None:
             settings.intra_op_num_threads = threads
         source: str | bytes = str(graph)
@@ -150,7 +160,13 @@ def provider_for(device: str, options: EngineOptions) -> tuple[str, dict[str, st
         if kind == "cpu":
             raise ConfigError("--tensorrt-provider runs on a GPU. Pass --device cuda.")
         return _TENSORRT, {"device_id": number or "0"}
-    return _PROVIDERS[kind], {"device_id": number or "0", "use_tf32": "0"} if kind == "cuda" else {}
+    return _PROVIDERS[kind], {"device_id": number or "0", **_EXACT} if kind == "cuda" else {}
+
+
+def forbid_tf32() -> None:
+    """For NVIDIA's libraries in this process, which read it when they are first used. Raises ConfigError where the environment asks for TF32."""
+    if os.environ.setdefault(_TF32, "0") != "0":
+        raise ConfigError(f"{_TF32}={os.environ[_TF32]} lets fp32 be computed as TF32. Unset it: with --tensorrt-provider it must be 0.")
 
 
 def _translated(error: Exception, what: str) -> EngineError:

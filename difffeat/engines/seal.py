@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from difffeat.errors import UntrustedFile
+from difffeat.errors import ConfigError, UntrustedFile
 from difffeat.recipe import canonical_json
 
 KEY_BYTES = 32
@@ -28,17 +28,32 @@ def key_path() -> Path:
 
 
 def seal(sidecar: Mapping[str, Any]) -> str:
-    """The seal (hex) of a sidecar. The key is made when there is none."""
+    """The seal (hex) of a sidecar. The key is made when there is none. Raises as `require_key`."""
     return hmac.new(_key(), canonical_json(dict(sidecar)).encode(), hashlib.sha256).hexdigest()
 
 
 def is_sealed(sidecar: Mapping[str, Any], value: object) -> bool:
-    """Whether `value` is this user's seal of the sidecar."""
+    """Whether `value` is this user's seal of the sidecar. Raises as `require_key`."""
     return isinstance(value, str) and hmac.compare_digest(seal(sidecar), value)
+
+
+def require_key() -> None:
+    """Make the key where there is none. Raises ConfigError where it can be neither made nor read, UntrustedFile where it proves nothing."""
+    _key()
 
 
 def _key() -> bytes:
     path = key_path()
+    try:
+        return _read_or_made(path)
+    except OSError as error:
+        raise ConfigError(
+            f"the key that seals engines can be neither made nor read: {path}: {error.strerror or error}. Set DIFFFEAT_DATA to a folder of your own "
+            "that you may write to."
+        ) from error
+
+
+def _read_or_made(path: Path) -> bytes:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     if not path.exists():
         _make(path)
@@ -53,7 +68,7 @@ def _key() -> bytes:
 
 def _make(path: Path) -> None:
     """Written aside and linked, so that of two processes that start together both use one key."""
-    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    aside = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
     descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         os.write(descriptor, secrets.token_bytes(KEY_BYTES))

@@ -1,4 +1,4 @@
-"""Compiling graphs to TensorRT plans: one adapter for `tensorrt` (10.13 to 11.x) and `tensorrt_rtx`.
+"""TensorRT plans of an artifact's graphs: one adapter for `tensorrt` (10.13 to 11.x) and `tensorrt_rtx`.
 
 Networks are strongly typed: precision is the graph's own, set at export. A plan lies in the artifact under `engines/`, beside a sealed sidecar that
 says what it was built from; it is built anew when any of that has changed.
@@ -6,75 +6,34 @@ says what it was built from; it is built anew when any of that has changed.
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import json
-import os
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from difffeat.engines.artifact import Artifact, load_proto, read_specs, resolve
-from difffeat.engines.base import TensorSpec
+from difffeat.engines.artifact import Artifact, require_typed, resolve
 from difffeat.engines.cuda import Cuda
-from difffeat.engines.driver import Driver, probe_driver
-from difffeat.engines.seal import is_sealed, seal
-from difffeat.errors import ConfigError, EngineError, MissingExtra, ProviderMissing, UntrustedFile
+from difffeat.engines.driver import Driver, Gpu, probe_driver
+from difffeat.engines.seal import require_key
+from difffeat.engines.tensorrt_compile import compile_graph
+from difffeat.engines.tensorrt_plans import FOLDER, TIMING_CACHE, Plan, Profile, Say, TimingCache, existing, is_whole, last_seconds, one_build
+from difffeat.engines.tensorrt_plans import sealed as sealed_sidecar
+from difffeat.engines.tensorrt_plans import store as store_plan
+from difffeat.errors import ConfigError, MissingExtra, ProviderMissing
 from difffeat.recipe import digest
 
 FORMAT = "difffeat-plan/1"
 PACKAGES = {"trt": ("tensorrt", "tensorrt"), "rtx": ("tensorrt_rtx", "rtx")}
 """Engine -> (Python package, extra that installs it)."""
-WORKSPACE = 4 << 30
-REPORT_SECONDS = 5.0
-TIMING_CACHE = "timing.cache"
-
-Say = Callable[[str], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Profile:
-    """Smallest, most frequent and largest batch; for text also lengths in tokens."""
-
-    min_batch: int = 1
-    opt_batch: int = 32
-    max_batch: int = 64
-    min_length: int = 1
-    opt_length: int = 32
-    max_length: int = 128
-
-    def __post_init__(self) -> None:
-        for what in ("batch", "length"):
-            sizes = [getattr(self, f"{bound}_{what}") for bound in ("min", "opt", "max")]
-            if not 1 <= sizes[0] <= sizes[1] <= sizes[2]:
-                raise ConfigError(f"a profile needs 1 <= min <= opt <= max for its {what}, got {', '.join(map(str, sizes))}")
-
-    def covers(self, batch: int, length: int | None = None) -> bool:
-        """Whether batches of this size, and captions of this length, fit."""
-        return self.min_batch <= batch <= self.max_batch and (length is None or self.min_length <= length <= self.max_length)
-
-    def shapes(self, spec: TensorSpec) -> tuple[tuple[int, ...], ...]:
-        """Min, opt and max shape of an input."""
-        return tuple(
-            tuple(getattr(self, f"{bound}_{axis}") if isinstance(axis, str) else axis for axis in spec.shape) for bound in ("min", "opt", "max")
-        )
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A compiled engine on disk. `seconds` is None and `reason` empty when it was there already."""
-
-    path: Path
-    sidecar: Mapping[str, Any]
-    seconds: float | None
-    reason: str
-
-    @property
-    def size(self) -> int:
-        """Bytes of the plan."""
-        return int(self.sidecar["bytes"])
+LEVELS = (0, 5)
+AHEAD: list[Any] = ["ahead of time", []]
+"""What a sidecar names in place of a GPU, for a plan that was built without one."""
+_TURING = (7, 5)
+_PORTABLE = ((8, 0), (8, 6), (8, 9))
+_NO_CAPTIONS = 128
+"""Longest length in the profile of a graph that has no lengths."""
 
 
 def build_plan(
@@ -92,74 +51,99 @@ def build_plan(
     **Arguments:** `engine` `trt` (needs a GPU: plans are tuned on it) or `rtx` (builds on any machine); `level` the builder's optimisation level,
     0..5; `device` number of the GPU, where there is one.
 
-    Raises MissingExtra, ProviderMissing (no GPU), EngineError (the builder refuses the graph), GraphError.
+    Raises MissingExtra, ProviderMissing (no GPU, or none of that number), ConfigError (int8, a level that there is not, no key to seal with),
+    OutOfMemory, EngineError (the builder refuses the graph), GraphError.
     """
     opened, path = resolve(artifact, graph)
+    require_typed(opened)
+    if level is not None and not LEVELS[0] <= level <= LEVELS[1]:
+        raise ConfigError(f"the builder's level lies in {LEVELS[0]}..{LEVELS[1]}, got {level}; leave it out for the builder's own.")
     builder, driver = _builder(engine)
-    if engine == "trt" and driver.problem is not None:
-        raise ProviderMissing(
-            f"TensorRT tunes a plan on the GPU it is for, and {driver.problem}. Build on the machine that will run it, or --engine rtx."
-        )
+    _require_device(engine, driver, device)
+    require_key()  # ahead of minutes of work that could then not be sealed
     shape = _fitted(profile or Profile(), opened)
     made_from = {**_made_from(opened, engine, builder, driver, device, graph), "profile": asdict(shape), "level": level}
-    target = opened.path / "engines" / f"{digest(made_from)[:16]}.plan"
-    found, reason = _existing(target, made_from)
-    if found is not None:
+    target = opened.path / FOLDER / f"{digest(made_from)[:16]}.plan"
+    if (found := existing(target, made_from)[0]) is not None:  # also where the folder may only be read
         return Plan(target, found, None, "")
-    say(f"building {target.name} ({engine} {made_from['version']}): {reason}")
-    started = time.perf_counter()
     target.parent.mkdir(exist_ok=True, mode=0o700)
-    timings = _TimingCache(target.parent / TIMING_CACHE, {"version": made_from["version"], "device": made_from["device"]}, engine == "trt")
+    with one_build(target.parent, say):
+        found, reason = existing(target, made_from)
+        if found is not None:
+            return Plan(target, found, None, "")
+        say(f"building {target.name} ({engine} {made_from['version']}): {reason}")
+        started = time.perf_counter()
+        content = _compiled(builder, driver, path, shape, made_from, device, target.parent, say)
+        seconds = time.perf_counter() - started
+        return Plan(target, store_plan(target, content, {**made_from, "seconds": round(seconds, 1)}), seconds, reason)
+
+
+def _compiled(
+    builder: Any, driver: Driver, path: Path, shape: Profile, made_from: Mapping[str, Any], device: int, folder: Path, say: Say
+) -> memoryview:
+    """The plan's bytes, built on the device where that is not the first, with the kernel timings that lie in the folder."""
+    engine, level = made_from["engine"], made_from["level"]
+    timings = TimingCache(folder / TIMING_CACHE, {"version": made_from["version"], "device": made_from["device"]}, engine == "trt")
+    like = {name: value for name, value in made_from.items() if name not in ("profile", "level")}
     cuda = Cuda(device, PACKAGES[engine][1]) if device else None
     try:
-        content = _compile(builder, path, shape, level, timings, say)
+        return compile_graph(
+            builder, path, shape.shapes, timings, level=level, capability=_only(engine, _gpu(driver, device)), last=last_seconds(folder, like),
+            select=(lambda: None) if cuda is None else cuda.select, say=say,
+        )  # fmt: skip
     finally:
         if cuda is not None:
             cuda.close()
-    seconds = time.perf_counter() - started
-    sidecar = _store(target, content, made_from)
-    return Plan(target, sidecar, seconds, reason)
 
 
-def find_plan(artifact: Artifact, engine: str, batch: int, length: int | None = None, *, graph: str = "model", device: int = 0) -> Plan | None:
-    """A sealed plan of this graph, builder and device that covers the batch, tuned as near to it as there is; None where none may be used."""
+def find_plan(
+    artifact: Artifact, engine: str, batch: int, length: int | None = None, *, graph: str = "model", device: int = 0, wanted: str = ""
+) -> Plan | None:
+    """A sealed plan of this graph, builder and device that covers the batch, tuned as near to it as there is; None where none may be used.
+
+    One for this GPU comes before one that was built ahead of time, which TensorRT-RTX takes to GPUs that it lists. Of several the one whose SHA-256
+    is `wanted` is taken, else always the same one.
+    """
     builder, driver = _builder(engine)
     made_from = _made_from(artifact, engine, builder, driver, device, graph)
+    ahead = {**made_from, "device": AHEAD} if engine == "rtx" and _takes_ahead(_gpu(driver, device)) else made_from
     found: list[Plan] = []
-    for beside in sorted((artifact.path / "engines").glob("*.json")):
-        stored, _ = _sealed(beside)
-        if stored is None or {key: stored.get(key) for key in made_from} != made_from:
+    for beside in sorted((artifact.path / FOLDER).glob("*.json")):
+        stored, _ = sealed_sidecar(beside)
+        if stored is None or {key: stored.get(key) for key in made_from} not in (made_from, ahead):
             continue
         if Profile(**stored["profile"]).covers(batch, length):
             found.append(Plan(beside.with_suffix(".plan"), stored, None, ""))
-    found.sort(key=lambda plan: (abs(plan.sidecar["profile"]["opt_batch"] - batch), plan.sidecar["profile"]["max_batch"]))
-    return next((plan for plan in found if _is_whole(plan.path, plan.sidecar)), None)
+    found.sort(key=lambda plan: _rank(plan, batch, wanted))
+    return next((plan for plan in found if is_whole(plan.path, plan.sidecar)), None)
 
 
-def plan_for(artifact: Artifact, engine: str, batch: int, *, graph: str = "model", device: int = 0, say: Say = lambda _: None) -> Plan:
-    """A plan that serves batches of up to `batch`: found, or built on this first use. Errors as for `build_plan`."""
-    found = find_plan(artifact, engine, batch, graph=graph, device=device)
+def _rank(plan: Plan, batch: int, wanted: str) -> tuple[Any, ...]:
+    stored, profile = plan.sidecar, plan.sidecar["profile"]
+    return stored["sha256"] != wanted, stored["device"] == AHEAD, abs(profile["opt_batch"] - batch), profile["max_batch"], plan.path.name
+
+
+def plan_for(
+    artifact: Artifact, engine: str, batch: int, *, graph: str = "model", device: int = 0, wanted: str = "", say: Say = lambda _: None
+) -> Plan:
+    """A plan that serves batches of up to `batch`, of captions as long as the model takes: found (`wanted` as for `find_plan`), or built on this
+    first use. Errors as for `build_plan`.
+    """
+    longest = longest_caption(artifact)
+    found = find_plan(artifact, engine, batch, longest, graph=graph, device=device, wanted=wanted)
+    if wanted and (found is None or found.sidecar["sha256"] != wanted):
+        say(f"the {graph} plan that the store was begun with (SHA-256 {wanted}) is not in {artifact.path / FOLDER}, or may not be used here")
     if found is not None:
         return found
-    say(f"no plan serves batches of {batch} on this device yet: compiling one, which takes minutes once (difffeat build does it ahead of time)")
+    captions = "" if longest is None else f" and captions of up to {longest} tokens"
+    served = f"batches of {batch}{captions}"
+    say(f"no plan serves {served} on this device yet: compiling one, which takes minutes once (difffeat build does it ahead of time)")
     return build_plan(artifact, engine, Profile(opt_batch=batch, max_batch=batch), graph=graph, device=device, say=say)
 
 
-def read_plan(plan: Plan) -> bytes:
-    """The bytes of a plan, checked against what was sealed in the moment of reading. Raises UntrustedFile."""
-    content = plan.path.read_bytes()
-    stored, reason = _sealed(plan.path.with_suffix(".json"))
-    if stored is None or stored != dict(plan.sidecar) or hashlib.sha256(content).hexdigest() != stored["sha256"]:
-        raise UntrustedFile(f"{plan.path} is not the plan that this user sealed ({reason or 'its bytes differ'}). Delete it; it is then built anew.")
-    return content
-
-
-def read_sidecar(path: Path) -> tuple[dict[str, Any] | None, str]:
-    """What a plan was built from, if it is whole and sealed by this user; else why it may not be loaded."""
-    stored, reason = _sealed(path.with_suffix(".json"))
-    if stored is not None and not _is_whole(path, stored):
-        return None, f"{path.name} is not the file that was sealed"
-    return stored, reason
+def longest_caption(artifact: Artifact) -> int | None:
+    """Most tokens of a caption that the model takes; None for images."""
+    return artifact.recipe.architecture.get("max_length") if artifact.recipe.takes_text else None
 
 
 def import_builder(engine: str) -> Any:
@@ -177,173 +161,48 @@ def _builder(engine: str) -> tuple[Any, Driver]:
     return import_builder(engine), probe_driver()
 
 
+def _require_device(engine: str, driver: Driver, device: int) -> None:
+    if engine == "trt" and driver.problem is not None:
+        raise ProviderMissing(
+            f"TensorRT tunes a plan on the GPU it is for, and {driver.problem}. Build on the machine that will run it, or --engine rtx."
+        )
+    if device and device >= len(driver.gpus):
+        raise ProviderMissing(f"cuda:{device} was asked for, but the driver lists {len(driver.gpus)} GPUs. Run difffeat doctor.")
+
+
 def _fitted(profile: Profile, artifact: Artifact) -> Profile:
     """The profile with lengths no longer than the model takes."""
-    longest = artifact.recipe.architecture.get("max_length")
+    longest = longest_caption(artifact)
     if longest is None:
-        return profile
-    return replace(profile, **{f"{bound}_length": min(getattr(profile, f"{bound}_length"), longest) for bound in ("min", "opt", "max")})
+        return replace(profile, min_length=1, opt_length=32, max_length=_NO_CAPTIONS)
+    most = min(profile.max_length or longest, longest)
+    return replace(profile, min_length=min(profile.min_length, most), opt_length=min(profile.opt_length, most), max_length=most)
 
 
-def _made_from(artifact: Artifact, engine: str, builder: Any, driver: Driver, device: int, graph: str) -> dict[str, Any]:
+def _gpu(driver: Driver, device: int) -> Gpu | None:
+    return driver.gpus[device] if device < len(driver.gpus) else None
+
+
+def _takes_ahead(gpu: Gpu | None) -> bool:
+    """Whether a GPU runs plans that TensorRT-RTX builds where there is none: by its documents those of compute capability 8.0, 8.6, 8.9 and 12."""
+    return gpu is not None and (gpu.capability in _PORTABLE or gpu.capability[0] == 12)
+
+
+def _only(engine: str, gpu: Gpu | None) -> tuple[int, int] | None:
+    """The compute capability that TensorRT-RTX must be told: its plans leave out 7.5 unless they are built for it alone."""
+    return _TURING if engine == "rtx" and gpu is not None and gpu.capability == _TURING else None
+
+
+def _made_from(artifact: Artifact, engine: str, builder: Any, driver: Driver, device: int, graph: str) -> Mapping[str, Any]:
     """Everything that a plan's bytes depend on, besides profile and level."""
-    gpu = driver.gpus[device] if device < len(driver.gpus) else None
+    gpu = _gpu(driver, device)
     return {
         "format": FORMAT,
         "engine": engine,
         "version": builder.__version__,
-        "device": [gpu.name, list(gpu.capability)] if gpu else ["ahead of time", []],
+        "device": [gpu.name, list(gpu.capability)] if gpu else AHEAD,
         "graph": graph,
         "graph_digest": artifact.digest,
         "fingerprint": artifact.recipe.fingerprint,
         "precision": artifact.recipe.precision,
     }
-
-
-def _existing(target: Path, made_from: Mapping[str, Any]) -> tuple[dict[str, Any] | None, str]:
-    """The sidecar of a plan that may be used, or why there is none."""
-    beside = target.with_suffix(".json")
-    if not target.is_file() or not beside.is_file():
-        others = sorted(target.parent.glob("*.plan")) if target.parent.is_dir() else []
-        return None, f"none of the {len(others)} plans there is for this graph, builder, profile and device" if others else "there is none yet"
-    stored, reason = _sealed(beside)
-    if stored is None:
-        return None, reason
-    if {key: stored.get(key) for key in made_from} != dict(made_from):
-        return None, f"{beside.name} is of another build"
-    if not _is_whole(target, stored):
-        return None, f"{target.name} is not the file that was sealed"
-    return stored, ""
-
-
-def _sealed(beside: Path) -> tuple[dict[str, Any] | None, str]:
-    """What a sidecar says, if this user sealed it; else why not."""
-    try:
-        stored = json.loads(beside.read_bytes())
-        mark = stored.pop("seal", None)
-        sealed = is_sealed(stored, mark)
-    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
-        return None, f"{beside.name} is damaged"
-    if not sealed:
-        return None, f"{beside.with_suffix('.plan').name} does not carry this user's seal"
-    return stored, ""
-
-
-def _is_whole(target: Path, sidecar: Mapping[str, Any]) -> bool:
-    if not target.is_file():
-        return False
-    with target.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() == sidecar.get("sha256")
-
-
-def _compile(trt: Any, path: Path, profile: Profile, level: int | None, timings: _TimingCache, say: Say) -> memoryview:
-    """Parse, one optimisation profile, build, serialise."""
-    log = make_logger(trt)
-    builder = trt.Builder(log)
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, log)
-    if not parser.parse_from_file(str(path)):
-        problems = (parser.get_error(index) for index in range(parser.num_errors))
-        told = "; ".join(f"node {p.node_name()!r} ({p.node_operator()}): {p.desc()}" for p in problems)
-        raise EngineError(f"TensorRT cannot read {path}: {told or log.told()}. Export the artifact again with this version of difffeat.")
-    config = builder.create_builder_config()
-    config.clear_flag(trt.BuilderFlag.TF32)  # an fp32 graph means fp32
-    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE)
-    if level is not None:
-        config.builder_optimization_level = level
-    monitor = _monitor(trt, say)
-    if monitor is not None:
-        config.progress_monitor = monitor
-    timings.give(config)
-    shapes = builder.create_optimization_profile()
-    inputs, _ = read_specs(load_proto(path))
-    for name, spec in inputs.items():
-        if any(isinstance(axis, str) for axis in spec.shape):
-            shapes.set_shape(name, *profile.shapes(spec))
-    config.add_optimization_profile(shapes)
-    plan = builder.build_serialized_network(network, config)
-    if plan is None:
-        raise EngineError(f"TensorRT {trt.__version__} cannot build {path}: {log.told()}. Try --dtype fp32, or --engine ort.")
-    timings.keep(config)
-    return memoryview(plan)
-
-
-def make_logger(trt: Any) -> Any:
-    """A TensorRT logger that keeps errors for our own messages; TensorRT's would go to the terminal."""
-
-    class Log(trt.ILogger):
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.kept: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR):
-                self.kept.append(message)
-
-        def told(self) -> str:
-            return "; ".join(self.kept[-3:]) or "it does not say why"
-
-    return Log()
-
-
-def _monitor(trt: Any, say: Say) -> Any:
-    """Tells how far a build is and about how long it will take, from the steps of its outermost phase. None where the package has no monitors."""
-    if not hasattr(trt, "IProgressMonitor"):
-        return None
-
-    class Monitor(trt.IProgressMonitor):
-        def __init__(self) -> None:
-            trt.IProgressMonitor.__init__(self)
-            self.outermost: tuple[str, int] | None = None
-            self.started = self.said = time.monotonic()
-
-        def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
-            if self.outermost is None or not parent:
-                self.outermost, self.started = (phase, steps), time.monotonic()
-
-        def step_complete(self, phase: str, step: int) -> bool:
-            now = time.monotonic()
-            if self.outermost is not None and phase == self.outermost[0] and now - self.said >= REPORT_SECONDS:
-                self.said, share = now, (step + 1) / max(1, self.outermost[1])
-                say(f"  {phase}: {share:.0%}, about {(now - self.started) * (1 / share - 1):.0f} s left")
-            return True
-
-        def phase_finish(self, phase: str) -> None:
-            return
-
-    return Monitor()
-
-
-class _TimingCache:
-    """Measured timings of kernels, kept between builds on one device; sealed like a plan, since the library parses them natively."""
-
-    def __init__(self, path: Path, made_for: Mapping[str, Any], wanted: bool) -> None:
-        self._path, self._made_for, self._wanted = path, dict(made_for), wanted
-
-    def give(self, config: Any) -> None:
-        """Hand what is there to a build."""
-        if not self._wanted:
-            return
-        stored, _ = _sealed(self._path.with_suffix(".json"))
-        usable = stored is not None and {key: stored.get(key) for key in self._made_for} == self._made_for and _is_whole(self._path, stored)
-        config.set_timing_cache(config.create_timing_cache(self._path.read_bytes() if usable else b""), False)
-
-    def keep(self, config: Any) -> None:
-        """Write what a build has measured."""
-        if self._wanted and (cache := config.get_timing_cache()) is not None:
-            _store(self._path, memoryview(cache.serialize()), self._made_for)
-
-
-def _store(target: Path, content: memoryview, made_from: Mapping[str, Any]) -> dict[str, Any]:
-    """The file, then its sealed sidecar, which is returned; each whole or not there. The folder is the user's alone."""
-    sidecar = {**made_from, "bytes": content.nbytes, "sha256": hashlib.sha256(content).hexdigest()}
-    target.parent.mkdir(exist_ok=True, mode=0o700)
-    sealed = json.dumps({**sidecar, "seal": seal(sidecar)}, indent=2, sort_keys=True).encode() + b"\n"
-    for path, data in ((target, content), (target.with_suffix(".json"), sealed)):
-        aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        with aside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    return sidecar

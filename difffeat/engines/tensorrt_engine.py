@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -18,18 +18,22 @@ from difffeat.engines.artifact import Artifact, load_proto, read_specs, resolve
 from difffeat.engines.base import Pending, TensorSpec, check_feeds
 from difffeat.engines.cuda import Cuda
 from difffeat.engines.driver import probe_driver
-from difffeat.engines.tensorrt_build import PACKAGES, Plan, Profile, import_builder, make_logger, read_plan
+from difffeat.engines.tensorrt_build import PACKAGES, import_builder
+from difffeat.engines.tensorrt_compile import make_logger, native_error
+from difffeat.engines.tensorrt_plans import Plan, Profile, read_plan
 from difffeat.errors import BadFeed, ConfigError, EngineError, OutOfMemory, ProviderMissing
 
 SLOTS = 2
+KEPT_GRAPHS = 8
 Feeds = Mapping[str, np.ndarray]
+Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 
 
 class TensorRtEngine:
     """`Engine` over a sealed plan.
 
-    **Arguments:** `plan` from `build_plan` or `find_plan`; `device` `cuda` or `cuda:<n>`; `cuda_graphs` replays a captured CUDA graph where a shape
-    comes again; `slots` batches under way at once.
+    **Arguments:** `plan` from `build_plan` or `find_plan`; `device` `cuda` or `cuda:<n>`; `cuda_graphs` replays captured CUDA graphs where shapes
+    come again; `slots` batches under way at once.
 
     Raises ProviderMissing (no GPU), MissingExtra, UntrustedFile (the plan is not what was sealed), OutOfMemory, EngineError.
     """
@@ -42,6 +46,7 @@ class TensorRtEngine:
         self.profile, self.depth = Profile(**plan.sidecar["profile"]), slots
         number = require_gpu(engine, device)
         self.device = f"cuda:{number}"
+        self.identity: Mapping[str, str] = {"gpu": str(probe_driver().gpus[number]), "plan": plan.identity}
         trt = import_builder(engine)
         content = read_plan(plan)
         self._cuda = Cuda(number, PACKAGES[engine][1])
@@ -52,9 +57,9 @@ class TensorRtEngine:
             self._runtime: Any = trt.Runtime(self._log)
             self._engine: Any = self._runtime.deserialize_cuda_engine(content)
             if self._engine is None:
-                raise EngineError(f"{self.name} cannot load {plan.path}: {self._log.told()}. Delete it; it is then built anew.")
+                raise native_error(self._log, f"{self.name} cannot load {plan.path}", "Delete it; it is then built anew.")
             self._check_names(plan)
-            self._slots = [self._slot(cuda_graphs) for _ in range(slots)]
+            self._slots = [self._slot(trt, cuda_graphs) for _ in range(slots)]
         except BaseException:
             self._release()
             raise
@@ -83,13 +88,45 @@ class TensorRtEngine:
         self.copy_seconds = sum(slot.copy_seconds for slot in self._slots)
         return pending
 
-    def _slot(self, cuda_graphs: bool) -> _Slot:
-        context = self._engine.create_execution_context()
-        if context is None:
-            raise OutOfMemory(
-                f"{self.device} has no room for another execution context ({self._log.told()}). Build a plan with a smaller --max-batch."
-            )
-        return _Slot(self._cuda, context, self.inputs, self.outputs, self.profile, cuda_graphs)
+    def _slot(self, trt: Any, cuda_graphs: bool) -> _Slot:
+        make = self._maker(trt, cuda_graphs)
+
+        def context() -> Any:
+            made = make()
+            if made is None:
+                raise OutOfMemory(
+                    f"{self.device} has no room for another execution context ({self._log.told()}). Build a plan with a smaller --max-batch."
+                )
+            return made
+
+        graphs = KEPT_GRAPHS if cuda_graphs and self.name == "trt" else 0
+        return _Slot(self._cuda, context, self.inputs, self.outputs, self.profile, graphs, self._log)
+
+    def _maker(self, trt: Any, cuda_graphs: bool) -> Callable[[], Any]:
+        """What makes execution contexts for one slot.
+
+        TensorRT-RTX compiles kernels for a shape when it comes. Left to itself it does so behind the first batches and changes kernels when it is
+        done, so that features would depend on how fast that is; here it is done first. It captures CUDA graphs by itself. Native TensorRT wants a
+        context for each graph: those of a slot run one after the other, and share the memory of their activations.
+        """
+        if self.name == "rtx":
+            config = self._engine.create_runtime_config()
+            config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+            if cuda_graphs:
+                config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+            return lambda: self._engine.create_execution_context(runtime_config=config)
+        if not cuda_graphs:
+            return self._engine.create_execution_context
+        size = max(1, int(self._engine.device_memory_size_v2))
+        memory = self._cuda.device_memory(size)
+
+        def sharing() -> Any:
+            context = self._engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+            if context is not None:
+                context.set_device_memory(memory, size)
+            return context
+
+        return sharing
 
     def _check_names(self, plan: Plan) -> None:
         found = {self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)}
@@ -103,9 +140,10 @@ class TensorRtEngine:
             low, _, high = self.profile.shapes(spec)
             if all(a <= size <= b for a, size, b in zip(low, feeds[name].shape, high, strict=True)):
                 continue
+            small = any(size < a for a, size in zip(low, feeds[name].shape, strict=True))
             raise BadFeed(
                 f"{name} has shape {list(feeds[name].shape)}; this plan was built for {list(low)} to {list(high)}. "
-                "Build another: difffeat build with --max-batch or --max-length."
+                f"Build another: difffeat build with {'a smaller --min-batch' if small else '--max-batch or --max-length'}."
             )
 
     def _release(self) -> None:
@@ -118,20 +156,30 @@ class TensorRtEngine:
 
 
 class _Slot:
-    """One batch's way through the device, and the buffers it goes through."""
+    """One batch's way through the device, and the buffers it goes through.
+
+    **Arguments:** `context` makes an execution context; `graphs` how many shapes are replayed from CUDA graphs: the first ones that come again.
+    Others are computed as without, since making a context anew whenever shapes take turns would cost more than it gains.
+    """
 
     def __init__(
-        self, cuda: Cuda, context: Any, inputs: Mapping[str, TensorSpec], outputs: Mapping[str, TensorSpec], profile: Profile, graphs: bool
+        self,
+        cuda: Cuda,
+        context: Callable[[], Any],
+        inputs: Mapping[str, TensorSpec],
+        outputs: Mapping[str, TensorSpec],
+        profile: Profile,
+        graphs: int,
+        log: Any,
     ) -> None:
-        self._cuda, self._outputs, self._graphs = cuda, outputs, graphs
-        self._context: Any = context
+        self._cuda, self._outputs, self._log, self._graphs = cuda, outputs, log, graphs
         self._stream = cuda.stream()
         self._buffers = {name: _Buffer(cuda, spec, profile) for name, spec in (*inputs.items(), *outputs.items())}
-        for name, buffer in self._buffers.items():
-            self._accept(context.set_tensor_address(name, buffer.device), f"an address for {name}")
+        self._make: Callable[[], Any] | None = context
+        self._main: _Context | None = self._context(captures=False)
+        self._own: dict[Shapes, _Context] = {}
+        self._seen: set[Shapes] = set()
         self._pending: Pending | None = None
-        self._shapes: dict[str, tuple[int, ...]] = {}
-        self._runs, self._captured = 0, None
         self.copy_seconds = 0.0
 
     def start(self, feeds: Feeds) -> Pending:
@@ -139,14 +187,14 @@ class _Slot:
         if self._pending is not None:
             self._pending.result()
         shapes = {name: tuple(array.shape) for name, array in feeds.items()}
-        if shapes != self._shapes:
-            self._reshape(shapes)
+        context = self._context_for(tuple(shapes.items()))
+        context.reshape(shapes)
         since = time.perf_counter()
         for name, array in feeds.items():
             self._buffers[name].write(array, self._stream)
         self.copy_seconds += time.perf_counter() - since
-        self._enqueue()
-        wanted = {name: _sized(spec, shapes, self._context.get_tensor_shape(name)) for name, spec in self._outputs.items()}
+        context.enqueue(self._stream)
+        wanted = {name: _sized(spec, shapes, context.shape(name)) for name, spec in self._outputs.items()}
         for name, shape in wanted.items():
             self._buffers[name].fetch(shape, self._stream)
         self._pending = Pending(lambda: self._finish(wanted))
@@ -154,42 +202,72 @@ class _Slot:
 
     def close(self) -> None:
         self._cuda.wait(self._stream)
-        self._drop_graph()
-        self._context = None
+        for context in self._own.values():
+            context.close()
+        self._own, self._main, self._make = {}, None, None
 
     def _finish(self, wanted: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
         self._cuda.wait(self._stream)
         self._pending = None
         return {name: self._buffers[name].read(shape) for name, shape in wanted.items()}
 
-    def _reshape(self, shapes: dict[str, tuple[int, ...]]) -> None:
-        self._drop_graph()
+    def _context_for(self, shapes: Shapes) -> _Context:
+        """The shapes' own one where they are replayed, else the one that takes any."""
+        if shapes in self._seen and shapes not in self._own and len(self._own) < self._graphs:
+            self._own[shapes] = self._context(captures=True)
+        self._seen.add(shapes)
+        assert self._main is not None
+        return self._own.get(shapes, self._main)
+
+    def _context(self, captures: bool) -> _Context:
+        assert self._make is not None
+        return _Context(self._cuda, self._make(), self._buffers, self._log, captures)
+
+
+class _Context:
+    """An execution context on a slot's buffers; one that captures is for one set of shapes: a graph is worth nothing once its context has others."""
+
+    def __init__(self, cuda: Cuda, context: Any, buffers: Mapping[str, _Buffer], log: Any, captures: bool) -> None:
+        self._cuda, self._context, self._log, self._captures = cuda, context, log, captures
+        for name, buffer in buffers.items():
+            self._accept(context.set_tensor_address(name, buffer.device), f"an address for {name}")
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._runs, self._graph = 0, None
+
+    def reshape(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        """Set the shapes of the inputs, where they are others than before."""
+        if shapes == self._shapes:
+            return
         for name, shape in shapes.items():
             self._accept(self._context.set_input_shape(name, shape), f"shape {list(shape)} for {name}")
-        self._shapes, self._runs = shapes, 0
+        self._shapes = shapes
 
-    def _enqueue(self) -> None:
-        """Compute, or with CUDA graphs replay where the shape was computed before. The first run of a shape allocates and is not captured."""
-        if self._graphs and self._captured is None and self._runs > 0:
-            self._captured = self._cuda.capture(self._stream, self._execute)
-        if self._captured is not None:
-            self._cuda.replay(self._captured, self._stream)
+    def shape(self, name: str) -> Any:
+        """Of an output, as TensorRT infers it."""
+        return self._context.get_tensor_shape(name)
+
+    def enqueue(self, stream: Any) -> None:
+        """Compute, or replay. The first run allocates and is not captured."""
+        if self._captures and self._runs == 1:
+            self._graph = self._cuda.capture(stream, lambda: self._execute(stream))
+        if self._graph is not None:
+            self._cuda.replay(self._graph, stream)
         else:
-            self._execute()
+            self._execute(stream)
         self._runs += 1
 
-    def _execute(self) -> None:
-        self._accept(self._context.execute_async_v3(int(self._stream)), "the batch")
+    def close(self) -> None:
+        """Free the graph."""
+        if self._graph is not None:
+            self._cuda.forget(self._graph)
+            self._graph = None
 
-    def _drop_graph(self) -> None:
-        if self._captured is not None:
-            self._cuda.forget(self._captured)
-            self._captured = None
+    def _execute(self, stream: Any) -> None:
+        self._accept(self._context.execute_async_v3(int(stream)), "the batch")
 
-    @staticmethod
-    def _accept(accepted: bool, what: str) -> None:
+    def _accept(self, accepted: bool, what: str) -> None:
         if not accepted:
-            raise EngineError(f"TensorRT refused {what}. Delete the artifact's engines folder; plans are then built anew.")
+            raise native_error(self._log, f"TensorRT refused {what}", "Delete the artifact's engines folder; plans are then built anew.")
 
 
 class _Buffer:

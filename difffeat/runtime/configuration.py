@@ -5,14 +5,16 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from difffeat.engines.base import Engine
+from difffeat.errors import StoreNotFound
 from difffeat.recipe import GraphRecipe, Recipe, RunRecipe
 from difffeat.runtime.batches import tap_shapes
-from difffeat.runtime.manifest import DTYPES, Manifest, SamplesPart
+from difffeat.runtime.manifest import DTYPES, Manifest, SamplesPart, read_manifest
 from difffeat.runtime.matching import cut
 from difffeat.runtime.samples import Source
 from difffeat.runtime.table import Columns, samples_digest
@@ -23,7 +25,9 @@ _RUNTIMES = {"ort": ("onnxruntime", "onnxruntime-gpu"), "torch": ("torch",), "tr
 
 @dataclass(frozen=True)
 class Configuration:
-    """An engine with its graph, as a manifest names it: `engine` has name, precision and kind of device; `versions` of the libraries that compute."""
+    """An engine with its graph, as a manifest names it: `engine` has name, precision, kind of device and what else its `identity` holds; `versions`
+    of the libraries that compute.
+    """
 
     recipe: GraphRecipe
     graph_digest: str
@@ -32,9 +36,14 @@ class Configuration:
     versions: Mapping[str, str]
 
     @classmethod
-    def of(cls, engine: Engine) -> Configuration:
-        """Of an open engine. Raises EngineError where its outputs vary in shape."""
-        names = {"name": engine.name, "precision": engine.precision, "device": engine.device.partition(":")[0]}
+    def of(cls, engine: Engine, beside: Mapping[str, Mapping[str, str]] | None = None) -> Configuration:
+        """Of an open engine; `beside` holds the identities of those that its samples go through first, by the part of their graph.
+
+        Raises EngineError where its outputs vary in shape.
+        """
+        names = {"name": engine.name, "precision": engine.precision, "device": engine.device.partition(":")[0], **engine.identity}
+        for part, identity in (beside or {}).items():
+            names |= {f"{part} {name}": value for name, value in identity.items() if value != engine.identity.get(name)}
         return cls(engine.recipe, engine.digest, names, tap_shapes(engine), _versions(engine.name))
 
     def difference(self, other: Configuration) -> str:
@@ -75,6 +84,19 @@ class Configuration:
             "fingerprint of the graph": self.recipe.fingerprint,
             "taps": {name: tuple(shape) for name, shape in self.taps.items()},
         }
+
+
+def recorded_plans(store: Path) -> dict[str, str]:
+    """SHA-256 of the plans that a store was begun with, by the part of their graph; none where there is no store yet, or an engine without plans.
+
+    Raises StoreCorrupt.
+    """
+    try:
+        engine = read_manifest(store).engine
+    except StoreNotFound:
+        return {}
+    found = {name.removesuffix("plan").strip() or "model": value for name, value in engine.items() if name == "plan" or name.endswith(" plan")}
+    return {part: value.rpartition(" ")[2] for part, value in found.items()}
 
 
 def _versions(engine: str) -> dict[str, str]:

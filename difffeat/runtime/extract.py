@@ -77,7 +77,8 @@ def extract(
         feeding.cache.require_same_images(source.samples)
     size = batch_size or (None if overwrite else stored_batch_size(out)) or probe_batch_size(feeding, source.samples, largest=largest_batch, say=say)
     columns = sample_columns(source.samples)
-    manifest = Configuration.of(engine).manifest(source, columns, run, batch_size=size, shard_size=shard_size, options=feeding.options)
+    known = Configuration.of(engine, feeding.beside)
+    manifest = known.manifest(source, columns, run, batch_size=size, shard_size=shard_size, options=feeding.options)
     with StoreWriter(out, manifest, columns, mode=mode, overwrite=overwrite, rebatch=rebatch, origin=origin, files=files) as writer:
         clock = Clock(writer.manifest.rows, progress)
         ledger = Ledger(writer, source.samples, clock, retry=mode is Mode.RETRY, max_bad_fraction=max_bad_fraction)

@@ -84,6 +84,12 @@ class Feeding:
             multiple=self.multiple,
         )
 
+    @property
+    def beside(self) -> dict[str, Mapping[str, str]]:
+        """Identities of the engines that samples go through before this one, by the part of their graph."""
+        first = {"latents": self.latents_engine if self.cache is None else None, "denoiser": self.invert}
+        return {part: one.identity for part, one in first.items() if one is not None}
+
     def at(self, t: float | None, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """What the engine takes at a timestep, out of a batch's clean inputs: those themselves, or what the denoiser makes of them."""
         return feeds if self.invert is None else self.invert(feeds, t or 0.0)

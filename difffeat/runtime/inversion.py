@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from itertools import pairwise
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -21,13 +22,16 @@ Feeds = Mapping[str, np.ndarray]
 class Inversion:
     """Turns clean inputs into what a graph takes whose samples are noised outside of it.
 
-    **Arguments:** `recipe` of the graph; `table` as `Artifact.denoiser_table` gives it; `denoise` runs the denoiser graph: inputs to outputs by name.
+    **Arguments:** `recipe` of the graph; `table` as `Artifact.denoiser_table` gives it; `denoise` runs the denoiser graph: inputs to outputs by name;
+    `identity` of the engine that runs it.
 
     Each timestep has a path of its own from 0, so that a tap's features do not depend on which other timesteps a sweep holds.
     """
 
-    def __init__(self, recipe: GraphRecipe, table: Feeds, denoise: Callable[[Feeds], Feeds]) -> None:
-        self._denoise, self._recipe = denoise, recipe
+    def __init__(
+        self, recipe: GraphRecipe, table: Feeds, denoise: Callable[[Feeds], Feeds], identity: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
+        self._denoise, self._recipe, self.identity = denoise, recipe, identity
         self._table = {name: table[name] for name in PER_TIMESTEP if name in table}
         self._levels = {float(t): (float(a), float(s)) for t, a, s in zip(table["timesteps"], table["alpha"], table["sigma"], strict=True)}
         self._rows = {t: row for row, t in enumerate(self._levels)}
@@ -87,4 +91,4 @@ def open_inversion(artifact: Artifact, stack: ExitStack, engine: str, **opening:
     if not artifact.recipe.noised_outside:
         return None
     denoiser = stack.enter_context(open_engine(artifact, engine, graph="denoiser", **opening))
-    return Inversion(artifact.recipe, artifact.denoiser_table(), denoiser.run)
+    return Inversion(artifact.recipe, artifact.denoiser_table(), denoiser.run, denoiser.identity)

@@ -48,9 +48,9 @@ class SamplesPart:
 class Manifest:
     """Everything a store's bytes depend on.
 
-    **Fields:** `recipe`; `graph_digest`; `engine` name, precision, device; `batch_size`, and `earlier_batch_sizes` where the run went on with another
-    one; `rows`; `samples` the parts of the samples table, one for each time that samples were added; `classes`; `taps` name -> shape of one row;
-    `shards` rows of each shard, in order, `shard_rows` at most; `versions` of the libraries that compute.
+    **Fields:** `recipe`; `graph_digest`; `engine` name, precision, device and what else its bytes depend on; `batch_size`, and `earlier_batch_sizes`
+    where the run went on with another one; `rows`; `samples` the parts of the samples table, one for each time that samples were added; `classes`;
+    `taps` name -> shape of one row; `shards` rows of each shard, in order, `shard_rows` at most; `versions` of the libraries that compute.
     """
 
     recipe: Recipe
@@ -273,9 +273,10 @@ def require_same(found: Manifest, asked: Manifest, store: Path, *, except_for: C
         listed = "\n  ".join(different[:20])
         more = f"\n  and {len(different) - 20} more" if len(different) > 20 else ""
         rebatch = ", pass --allow-rebatch to go on with the new one" if [line.partition(":")[0] for line in different] == ["batch_size"] else ""
+        first = _first_versions(found, asked) + _first_plan(found, asked)
         raise StoreMismatch(
             f"{store} was begun with another configuration; features of two must not mix. It has -> you asked for:\n  {listed}{more}\n"
-            f"Repeat the first configuration to go on{_first_versions(found, asked)}{rebatch}, choose another -o, or pass --overwrite to begin anew."
+            f"Repeat the first configuration to go on{first}{rebatch}, choose another -o, or pass --overwrite to begin anew."
         )
 
 
@@ -284,6 +285,16 @@ def _first_versions(found: Manifest, asked: Manifest) -> str:
     other = sorted(name for name, version in found.versions.items() if asked.versions.get(name, version) != version)
     pins = " ".join(f"'{name}=={found.versions[name]}'" for name in other)
     return f" (pip install {pins})" if pins else ""
+
+
+def _first_plan(found: Manifest, asked: Manifest) -> str:
+    """How the plan that a store was begun with is had again."""
+    plans = [
+        plan.partition(" ")[0]
+        for name, plan in found.engine.items()
+        if (name == "plan" or name.endswith(" plan")) and asked.engine.get(name, plan) != plan
+    ]
+    return f" (put {', '.join(plans)} with its .json back into the artifact's engines folder: it is then taken by itself)" if plans else ""
 
 
 def differences(found: Any, asked: Any) -> list[str]:

@@ -57,7 +57,7 @@ class Worker:
         try:
             engine, beside = self._opening.open(self._stack)
             self._feeding = Feeding.of(engine, self._run, multiple=self._multiple, **beside)
-            return Configuration.of(engine)
+            return Configuration.of(engine, self._feeding.beside)
         except DifffeatError as error:
             return told(error)
 

@@ -11,22 +11,30 @@ from typing import Any
 
 from difffeat.engines import Artifact
 from difffeat.engines.driver import Driver, probe_driver
-from difffeat.engines.tensorrt_build import PACKAGES, Profile, build_plan
+from difffeat.engines.tensorrt_build import PACKAGES, build_plan, longest_caption
+from difffeat.engines.tensorrt_engine import require_gpu
+from difffeat.engines.tensorrt_plans import Profile
 
 LIBRARIES = (
     "difffeat", "numpy", "torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "diffusers", "huggingface_hub", "tokenizers", "tensorrt",
-    "tensorrt-rtx",
+    "tensorrt-rtx", "cuda-bindings",
 )  # fmt: skip
 
 
-def run_build(path: Path, *, engine: str, profile: Profile, level: int | None, say: Callable[..., None]) -> dict[str, Any]:
-    """Compile every graph of an artifact (autoencoder's and denoiser's beside it too); arguments as the command's options."""
+def run_build(path: Path, *, engine: str, profile: Profile, level: int | None, device: str | None = None, say: Callable[..., None]) -> dict[str, Any]:
+    """Compile every graph of an artifact (autoencoder's and denoiser's beside it too); arguments as the command's options.
+
+    Raises ConfigError, ProviderMissing, and what `build_plan` raises.
+    """
     artifact = Artifact.open(path)
-    plans = {graph: build_plan(artifact, engine, profile, graph=graph, level=level, say=say) for graph in artifact.graphs}
+    number = 0 if device is None else require_gpu(engine, device)
+    plans = {graph: build_plan(artifact, engine, profile, graph=graph, level=level, device=number, say=say) for graph in artifact.graphs}
     lines = []
     for graph, plan in plans.items():
         how = "was there already, sealed and fresh" if plan.seconds is None else f"built in {plan.seconds:.1f} s ({plan.reason})"
         lines.append(f"{plan.path}: {graph} graph, {artifact.recipe.precision}, {plan.size / 1e6:.1f} MB, {how}")
+    if (longest := longest_caption(artifact)) is not None and (profile.max_length or longest) < longest:
+        lines.append(f"extract does not take it: its captions may have all {longest} tokens of the model. Leave out --max-length for extract")
     if engine == "rtx" and probe_driver().problem is not None:
         lines.append("built ahead of time, with no GPU to run it on: this proves that the graph compiles, neither its numbers nor its speed")
     return {
@@ -95,6 +103,8 @@ def _tensorrt(engine: str, driver: Driver) -> str:
     package, extra = PACKAGES[engine]
     if importlib.util.find_spec(package) is None:
         return f"not installed. Run: pip install 'difffeat[{extra}]'"
+    if driver.problem is None and _version("cuda-bindings") is None:
+        return f"builds plans (difffeat build); runs none: cuda-bindings is not installed. Run: pip install 'difffeat[{extra}]'"
     if driver.problem is None:
         return "builds plans (difffeat build) and runs them"
     if engine == "rtx":

@@ -15,6 +15,7 @@ from difffeat.engines import Artifact, EngineOptions
 from difffeat.errors import ConfigError
 from difffeat.recipe import RunRecipe, format_timestep
 from difffeat.runtime.batch_size import LARGEST
+from difffeat.runtime.configuration import recorded_plans
 from difffeat.runtime.extract import MAX_BAD_FRACTION, extract
 from difffeat.runtime.feeding import Opening
 from difffeat.runtime.matching import Mode
@@ -198,6 +199,7 @@ def run_extract(
         run = replace(run, store_dtype="fp32")
     listed = open_source(source, source_options)
     out = output or default_store(source, opened)
+    options = options if overwrite else replace(options, plans=recorded_plans(out))
     opening = Opening(artifact=opened.path, engine=engine, device=device, threads=threads, options=options, latent_cache=latents)
     how: dict[str, Any] = {
         "run": run, "batch_size": batch_size, "largest_batch": options.batch if batch_size is None else batch_size, "shard_size": shard_size,
@@ -222,7 +224,7 @@ def _extract_result(summary: Summary) -> dict[str, Any]:
     return {**summary_dict(summary), "text": summary_text(summary)}
 
 
-def engine_options(engine: str, batch_size: int | None, **chosen: bool) -> EngineOptions:
+def engine_options(engine: str, batch_size: int | None, **chosen: Any) -> EngineOptions:
     """Options of an engine; one that is built for a largest batch gets `PLAN_BATCH` where the size is left to us, others are tried with more."""
     largest = batch_size or (PLAN_BATCH if engine in ("trt", "rtx") else LARGEST)
     return EngineOptions(batch=largest, **chosen)

@@ -62,6 +62,8 @@ class ExportOptions:
     def __post_init__(self) -> None:
         if self.noising == "ddim" and self.kind in ("image", "latents"):
             raise ConfigError("--noising ddim asks the denoiser between autoencoder and trunk: export with --graph from-latents or sweep.")
+        if not 0 <= self.noise_seed < 2**63:
+            raise ConfigError(f"--noise-seed must lie in 0..2^63-1, got {self.noise_seed}")
         if self.ddim_steps < 1:
             raise ConfigError(f"ddim takes at least one step, got {self.ddim_steps}")
         if self.self_conditioning and not (self.kind.startswith("text") and self.noising in ("mean", "ddim")):

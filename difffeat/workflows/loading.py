@@ -13,6 +13,7 @@ BUNDLED = Path(__file__).parent / "weights"
 PUBLISHED_DIT = {"dit": "facebook/DiT-XL-2-256", "dit-xl-2-256": "facebook/DiT-XL-2-256", "dit-xl-2-512": "facebook/DiT-XL-2-512"}
 PUBLISHED_VAE = "stabilityai/sd-vae-ft-ema"
 DIGITS = ("dit-digits", "plaid-digits")
+EMBEDDINGS = ("original", "diffusers")
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,10 @@ def load_backbone(
     Raises ConfigError and WeightsError with its subclasses.
     """
     require("export", f"Loading {model}", "torch", "onnx", "onnxscript", "diffusers", "huggingface_hub")
+    if timestep_embedding not in EMBEDDINGS:
+        raise ConfigError(f"--timestep-embedding must be {' or '.join(EMBEDDINGS)}, got {timestep_embedding!r}.")
+    if timestep_embedding != "original" and (model in DIGITS or model == "plaid"):
+        raise ConfigError(f"--timestep-embedding {timestep_embedding} is for DiT weights of that library, and {model} are others. Leave it out.")
     if model in DIGITS:
         return _digits(model, weights, vae=vae, tokenizer=tokenizer, heads=heads, sha256=sha256, seed=seed)
     if model == "plaid":

@@ -34,6 +34,7 @@ PROMOTED, INT8_PARTS = "fp32_parts", "int8_parts"
 """Options of a recipe that go with its precision."""
 REPORT_FILE = "verify.json"
 PROMOTION_SAMPLES = 24
+LEAST_SAMPLES = 2
 MARGINS = (0.9, 0.7, 0.5)
 """Blocks are judged more strictly than taps, since it is on fewer samples and what several of them lose adds up; as strictly as it takes."""
 
@@ -82,46 +83,55 @@ def run_verify(
 ) -> dict[str, Any]:
     """Verify an artifact in an engine; arguments as the command's options. Writes verify.json into the artifact.
 
+    The engine comes before the reference: what it lacks is told before minutes of fp32.
+
     Raises ParityError beyond the limit (after promotion, where it was asked for), ConfigError, SourceError, EngineError.
     """
+    _require_counts(samples, batches)
     artifact = Artifact.open(path)
     exact = find_reference(artifact, reference)
     judge, note = choose_judge(artifact, engine, device)
     listed = open_source(source, source_options)
     chosen = spread(listed.samples, samples)
-    if len(chosen) < 2:
-        raise ConfigError(f"{source} has {len(chosen)} sample; standardised features need at least 2, and say little with fewer than 32.")
+    _require_enough(f"{source} has", len(listed))
     if note:
         say(note)
-    say(f"{len(chosen)} samples in fp32 ({exact.path}), then in {judge} at batches of {', '.join(map(str, batches))}")
-    expected, rows = features_of(exact, "ort" if exact is not artifact or judge != "ort" else "torch", chosen, run, REFERENCE_BATCH, threads=threads)
+    say(f"{len(chosen)} samples in {judge} at batches of {', '.join(map(str, batches))}, then in fp32 ({exact.path})")
+    opening = {"device": device, "threads": threads, "options": replace(options, batch=max(batches)), "say": say}
+    found = features_at(artifact, judge, chosen, run, batches, **opening)
+    _require_enough(f"of {len(chosen)} that were chosen from {source} there could be read", len(found.rows))
+    expected, _ = features_of(exact, "ort" if exact is not artifact or judge != "ort" else "torch", chosen, run, REFERENCE_BATCH, threads=threads)
 
-    def measure(current: Artifact) -> Verification:
-        found: dict[int, dict[str, TapStatistics]] = {}
-        where, last = "", {}
-        for batch in batches:
-            with ExitStack() as stack:
-                chosen_options = replace(options, batch=max(batches))
-                running = open_running(stack, current, judge, device=device, threads=threads, options=chosen_options, say=say)
-                where = running.main.device
-                values, _ = collect(running, chosen, run, batch)
-            found[batch] = {name: statistics(value, expected[name]) for name, value in values.items()}
-            last = values
-        scored = None if probe is None else probe_difference(probe, expected, last, listed, chosen, rows)
-        unreadable = len(chosen) - len(rows)
-        return Verification(judge, where, current.recipe.precision, LIMITS[current.recipe.precision], str(exact.path), unreadable, found, scored)
+    def measured(current: Artifact, found: Features) -> Verification:
+        taps = {batch: {name: statistics(value, expected[name]) for name, value in values.items()} for batch, values in found.batches.items()}
+        scored = None if probe is None else probe_difference(probe, expected, found.batches[batches[-1]], listed, chosen, found.rows)
+        unreadable, precision = len(chosen) - len(found.rows), current.recipe.precision
+        return Verification(judge, found.device, precision, LIMITS[precision], str(exact.path), unreadable, taps, scored)
 
-    verified = measure(artifact)
+    verified = measured(artifact, found)
     for margin in MARGINS if promoting else ():
         if not verified.failing:
             break
         artifact = promote_failing(artifact, exact, chosen, run, say, margin=margin)
-        verified = measure(artifact)
+        verified = measured(artifact, features_at(artifact, judge, chosen, run, batches, **opening))
     (artifact.path / REPORT_FILE).write_text(json.dumps(verified.to_dict(), indent=2, sort_keys=True) + "\n")
     result = {**verified.to_dict(), "artifact": str(artifact.path), "note": note, "text": "\n".join(_lines(artifact, verified, note))}
     if verified.failing:
         raise ParityError(_complaint(artifact, verified, promoting))
     return result
+
+
+def _require_counts(samples: int, batches: Sequence[int]) -> None:
+    if not batches or min(batches) < 1:
+        raise ConfigError(f"--batches takes batch sizes of at least 1, got {', '.join(map(str, batches)) or 'none'}")
+    if samples < LEAST_SAMPLES:
+        raise ConfigError(f"--samples must be at least {LEAST_SAMPLES}, since features are standardised over them, got {samples}")
+
+
+def _require_enough(where: str, count: int) -> None:
+    if count < LEAST_SAMPLES:
+        samples = f"{count} sample{'' if count == 1 else 's'}"
+        raise ConfigError(f"{where} {samples}; features are standardised over at least {LEAST_SAMPLES}, and fewer than 32 say little.")
 
 
 def find_reference(artifact: Artifact, given: Path | None) -> Artifact:
@@ -207,6 +217,26 @@ def open_running(stack: ExitStack, artifact: Artifact, engine: str, **opening: A
             raise ConfigError(f"{artifact.path} takes latents and holds no VAE to make them from samples. Export it with --vae.")
         vae = stack.enter_context(open_engine(artifact, engine, graph="latents", **opening))
     return Running(artifact, main, vae, invert)
+
+
+@dataclass(frozen=True)
+class Features:
+    """Of the readable samples, `rows` of those asked for: by batch size, then by tap, as an engine gave them on `device`."""
+
+    batches: Mapping[int, Mapping[str, np.ndarray]]
+    rows: np.ndarray
+    device: str
+
+
+def features_at(artifact: Artifact, engine: str, samples: Sequence[Sample], run: RunRecipe, batches: Sequence[int], **opening: Any) -> Features:
+    """Features of the same samples at several batch sizes, the engine opened anew for each. Arguments and errors as for `open_engine`."""
+    found, rows, device = {}, np.zeros(0, np.int64), ""
+    for batch in batches:
+        with ExitStack() as stack:
+            running = open_running(stack, artifact, engine, **opening)
+            device = running.main.device
+            found[batch], rows = collect(running, samples, run, batch)
+    return Features(found, rows, device)
 
 
 def features_of(
@@ -340,7 +370,7 @@ def _lines(artifact: Artifact, verified: Verification, note: str) -> list[str]:
     if verified.probe is not None:
         lines.append(f"  mAP of the probe: {100 * verified.probe['reference_map']:.2f} on fp32, {100 * verified.probe['map']:.2f} on these features")
     if verified.unreadable:
-        lines.append(f"  {verified.unreadable} samples could not be read and were left out")
+        lines.append(f"  {verified.unreadable} of the samples could not be read; the figures are without them")
     lines.append(f"  {'all taps are within' if not verified.failing else 'NOT within'} {verified.limit:g} on standardised features")
     return lines
 

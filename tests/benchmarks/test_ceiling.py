@@ -1,12 +1,15 @@
-"""The matrix rate: the best of its sizes, and never a size that a slow device would take minutes for."""
+"""The matrix rate: the best of its sizes and repeats, and never a size that a slow device would take minutes for."""
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
+import torch
 
 from difffeat.benchmarks import ceiling
+from difffeat.export import layers
 
 
 def test_a_slow_device_is_not_asked_for_products_of_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -17,8 +20,26 @@ def test_a_slow_device_is_not_asked_for_products_of_minutes(monkeypatch: pytest.
         return 1e9  # fp16 on a CPU that has no units for it: 2048 would take 17 s a product
 
     monkeypatch.setattr(ceiling, "_rate", rate)
+    monkeypatch.setattr(layers, "CPU_TYPES", frozenset({torch.float32}))
     assert ceiling.matrix_rate(1, "cpu", "fp16") == 1e9
     assert asked == [256]
+    asked.clear()
+    assert ceiling.matrix_rate(1, "cpu", "fp32") == 1e9  # a busy machine is no slow one: what it can do shows in the larger sizes
+    assert asked == [256, 1024, 2048]
+
+
+def test_products_that_something_else_slowed_do_not_lower_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = iter(range(1000))
+    took = iter([9.0, 9.0, 4.0, 90.0, 2.0, 90.0, 90.0, 90.0, 90.0])
+    now = 0.0
+
+    def clock() -> float:
+        nonlocal now
+        now += next(took) if next(ticks) % 2 else 0.0
+        return now
+
+    monkeypatch.setattr(time, "perf_counter", clock)
+    assert ceiling._rate(torch, 8, "cpu", torch.float32) == 2 * 8**3 / 2.0
 
 
 def test_the_best_size_counts(monkeypatch: pytest.MonkeyPatch) -> None:

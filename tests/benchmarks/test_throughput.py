@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from difffeat.benchmarks import asking, throughput
 from difffeat.benchmarks.baselines import CHANNELS_LAST, COMPILED, HOOK, NAIVE, TRUNCATED, eager_candidates, naive_candidate
 from difffeat.benchmarks.ceiling import int8_rate, matrix_rate
+from difffeat.benchmarks.extraction import run_extraction
 from difffeat.benchmarks.grid import BOUND, GRID, run_grid
+from difffeat.benchmarks.precision import run_precision
+from difffeat.benchmarks.storing import run_storing
 from difffeat.benchmarks.text import BUCKETED, PADDED, run_text
 from difffeat.benchmarks.text import INT8 as TEXT_INT8
 from difffeat.benchmarks.throughput import INT8, ORT, TORCH, random_feeds, run_throughput
-from difffeat.benchmarks.timing import Timing, compare, ratios, table
-from difffeat.engines import open_engine
+from difffeat.benchmarks.timing import Timing, compare, machine, ratios, table
+from difffeat.engines import driver, open_engine
+from difffeat.engines.driver import Driver, Gpu
 from difffeat.engines.parity import compare as parity
+from difffeat.errors import ConfigError, EngineError, ProviderMissing
 from difffeat.workflows.loading import Backbone
 from tests.artifacts import dit_weights, export_named, plaid_weights, vae_weights
 
@@ -115,3 +125,122 @@ def test_the_eager_candidates_compute_the_same_features_as_ours(name: str, compi
     assert {HOOK, TRUNCATED} | ({COMPILED} if compiled else set()) <= set(candidates)
     for candidate in candidates.values():
         assert parity(np.asarray(candidate()), ours).within(1e-5)
+
+
+@pytest.mark.parametrize("name", ["from-latents", "text"])
+def test_the_hook_of_block_0_sees_the_embedding(name: str, tmp_path: Path) -> None:
+    if name == "text":
+        backbone, t = Backbone("plaid", plaid_weights(), tokenizer=b""), 0.0
+    else:
+        backbone, t = Backbone("dit", dit_weights(), vae_weights()), 30.0
+    artifact = export_named(name, tmp_path / "one", blocks=(0,), timesteps=(t,)).artifact
+    feeds = random_feeds(artifact, 3)
+    with open_engine(artifact, "ort", threads=1) as engine:
+        ours = engine.run(feeds)["b0"]
+    for candidate in eager_candidates(backbone, artifact, feeds).values():
+        assert parity(np.asarray(candidate()), ours).within(1e-5)
+
+
+def asked(**changes: Any) -> dict[str, Any]:
+    given: dict[str, Any] = {
+        "vae": None, "block": 1, "start": "latents", "batch_size": 2, "repeats": 1, "threads": 1, "output": None, "say": quiet, **changes,
+    }  # fmt: skip
+    return run_throughput(given.pop("model", "dit-digits"), None, **given)
+
+
+@pytest.mark.parametrize(("changes", "said"), [
+    ({"batch_size": 0}, r"--batch-size must be at least 1, got 0\."),
+    ({"repeats": 0}, r"--repeats must be at least 1, got 0\."),
+    ({"threads": -1}, r"--threads must be at least 1, got -1\."),
+    ({"start": "foo"}, r"--start takes pixels, latents; got 'foo'\."),
+    ({"dtype": "fp8"}, r"--dtype takes fp32, fp16, bf16; got 'fp8'\."),
+    ({"engines": ("torch", "tensorrt")}, r"--engines takes int8, torch, naive, trt, rtx; got 'tensorrt'\."),
+    ({"engines": ("int8",), "dtype": "bf16"}, r"int8 is made from an fp32 graph: leave int8 out of --engines, or --dtype bf16\."),
+    ({"engines": ("int8",), "dtype": "fp16"}, r"int8 is made from an fp32 graph"),
+    ({"device": "foo"}, r"--device must be cpu, cuda or cuda:<n>, got 'foo'\."),
+    ({"device": "cuda:"}, r"--device must be cpu, cuda or cuda:<n>, got 'cuda:'\."),
+])  # fmt: skip
+def test_what_cannot_be_timed_is_refused_before_anything_is_loaded(changes: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(throughput, "load_backbone", lambda *_, **__: pytest.fail("loaded"))
+    with pytest.raises(ConfigError, match=said):
+        asked(**changes)
+
+
+def test_a_gpu_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(asking, "probe_driver", lambda: Driver(None, (), "there is no NVIDIA driver"))
+    with pytest.raises(ProviderMissing, match=r"cuda was asked for, but there is no NVIDIA driver\. Pass --device cpu"):
+        asked(device="cuda")
+
+
+@pytest.mark.parametrize(("call", "said"), [
+    (lambda: run_grid("plaid-digits", None, vae=None, blocks=1, batch_size=1, repeats=1, threads=1, output=None, say=quiet),
+     r"bench grid is for models of images, and plaid-digits is none\. Its figures come from bench throughput or text\."),
+    (lambda: run_grid("dit-digits", None, vae=None, blocks=0, batch_size=1, repeats=1, threads=1, output=None, say=quiet), r"--blocks must be"),
+    (lambda: run_text("dit-digits", None, tokenizer=None, block=1, captions=9, batch_size=1, repeats=1, threads=1, int8=False, output=None,
+                      say=quiet), r"bench text is for models of captions, and dit-digits is none"),
+    (lambda: run_text("plaid-digits", None, tokenizer=None, block=1, captions=0, batch_size=1, repeats=1, threads=1, int8=False, output=None,
+                      say=quiet), r"--captions must be at least 1, got 0"),
+    (lambda: run_extraction("plaid-digits", None, vae=None, block=1, images=1, batch_size=1, repeats=1, threads=1, num_workers=1, output=None,
+                            say=quiet), r"bench extract is for models of images"),
+    (lambda: run_precision(train=9, test=9, precisions=("fp8",), models=("dit-digits",), output=None, say=quiet),
+     r"--precisions takes fp16, bf16, int8; got 'fp8'"),
+    (lambda: run_precision(train=9, test=9, models=(), output=None, say=quiet), r"--models takes dit-digits, plaid-digits; got nothing"),
+    (lambda: run_storing(rows=0, width=1, shard_rows=1, repeats=1, folder=None, output=None, say=quiet), r"--rows must be at least 1, got 0"),
+])  # fmt: skip
+def test_the_other_benchmarks_refuse_what_is_not_for_them(call: Callable[[], Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        call()
+
+
+def test_names_may_have_blanks_around_their_commas() -> None:
+    assert asking.names("torch, trt ,,rtx ") == ("torch", "trt", "rtx")
+
+
+def test_every_engine_is_opened_on_the_card_that_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: dict[str, str] = {}
+
+    def refuse(_: Any, engine: str, *, device: str, **__: Any) -> Any:
+        opened[engine] = device
+        raise EngineError("not here")
+
+    monkeypatch.setattr(throughput, "open_engine", refuse)
+    artifact = export_named("from-latents", tmp_path / "one", blocks=(2,), timesteps=(30.0,)).artifact
+    on_gpu = dict.fromkeys(("ort", "torch", "trt", "rtx"), "cuda:1")
+    for device, expected in (("cuda:1", on_gpu), ("cpu", {"ort": "cpu", "torch": "cpu", "trt": "cuda", "rtx": "cuda"})):
+        how: dict[str, Any] = {"device": device, "threads": 1, "engines": ("torch", "trt", "rtx"), "compiled": False, "say": quiet}
+        with ExitStack() as stack:
+            throughput.ours(artifact, random_feeds(artifact, 2), tmp_path, stack, **how)
+        assert opened == expected
+
+
+@pytest.fixture
+def tf32() -> Iterator[list[Any]]:
+    """Switched on, as torch has it for convolutions; the switches, as they are now."""
+    switches: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [switch.allow_tf32 for switch in switches]
+    for switch in switches:
+        switch.allow_tf32 = True
+    yield [*switches]
+    for switch, value in zip(switches, before, strict=True):
+        switch.allow_tf32 = value
+
+
+def test_the_fp32_reference_is_computed_without_tf32(tf32: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[Any] = []
+
+    def reference(*_: Any, **__: Any) -> Any:
+        found.extend(switch.allow_tf32 for switch in tf32)
+        raise EngineError("enough")
+
+    monkeypatch.setattr(throughput, "eager_candidates", reference)
+    artifact = export_named("from-latents", tmp_path / "one", blocks=(2,), timesteps=(30.0,)).artifact
+    with pytest.raises(EngineError, match="enough"):
+        throughput.time_artifact(Backbone("dit", dit_weights()), artifact, batch_size=2, repeats=1, threads=1)
+    assert found == [False, False]
+
+
+def test_a_gpus_figures_name_the_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "probe_driver", lambda: Driver((13, 0), (Gpu("NVIDIA H100", (9, 0), 80 << 30),), None))
+    assert machine("cuda")["gpu"] == "NVIDIA H100, compute capability 9.0"
+    assert "gpu" not in machine()

@@ -11,13 +11,14 @@ import sys
 from collections.abc import Callable
 from enum import IntEnum
 from functools import partial
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from difffeat.engines.driver import Driver, Gpu
+from difffeat.engines.tensorrt_build import PACKAGES
 
 GPUS = (Gpu("Fake 9000", (9, 0), 80 << 30), Gpu("Fake 9000", (9, 0), 80 << 30))
 
@@ -109,7 +110,7 @@ class Runtime(ModuleType):
         return self._called("cudaStreamEndCapture", self.capturing.pop(stream))
 
     def cudaGraphInstantiate(self, graph: Any, flags: int) -> Any:
-        handle = len(self.graphs) + 1
+        handle = self.log.count("cudaGraphInstantiate") + 1
         self.graphs[handle] = list(graph)
         return self._called("cudaGraphInstantiate", handle)
 
@@ -136,10 +137,13 @@ class Flag(IntEnum):
 
 
 class TensorRt(ModuleType):
-    """`tensorrt` whose plan is the path of the graph, and whose engine is ONNX Runtime on the fake device's memory."""
+    """`tensorrt` whose plan is the path of the graph and the number of the build, and whose engine is ONNX Runtime on the fake device's memory."""
 
     __version__ = "11.0.0"
     NetworkDefinitionCreationFlag = BuilderFlag = MemoryPoolType = Flag
+
+    class ExecutionContextAllocationStrategy(IntEnum):
+        STATIC, USER_MANAGED = 0, 2
 
     class ILogger:
         class Severity(IntEnum):
@@ -151,7 +155,23 @@ class TensorRt(ModuleType):
     def __init__(self, cuda: Runtime) -> None:
         super().__init__("tensorrt")
         self.cuda, self.contexts, self.built, self.timings = cuda, 10, 0, list[bytes]()
+        self.endless, self.configs, self.capabilities, self.complaint = False, list[Any](), list[Any](), ""
         self.Builder, self.Runtime, self.OnnxParser = partial(Builder, self), partial(PlanReader, self), OnnxParser
+
+
+class TensorRtx(TensorRt):
+    """`tensorrt_rtx`: the same, with what is its own."""
+
+    __version__ = "1.7.1"
+
+    class DynamicShapesKernelSpecializationStrategy(IntEnum):
+        LAZY, EAGER, NONE = 0, 1, 2
+
+    class CudaGraphStrategy(IntEnum):
+        DISABLED, WHOLE_GRAPH_CAPTURE = 0, 1
+
+    class ComputeCapability(IntEnum):
+        SM75 = 75
 
 
 class Builder:
@@ -167,17 +187,28 @@ class Builder:
     def create_optimization_profile(self) -> Profile:
         return Profile()
 
-    def build_serialized_network(self, network: dict[str, Any], config: Config) -> bytes:
+    def build_serialized_network(self, network: dict[str, Any], config: Config) -> bytes | None:
         self.module.built += 1
-        config.progress_monitor.phase_start("Build", None, 2)
-        for step in range(2):
-            config.progress_monitor.step_complete("Build", step)
-        config.progress_monitor.phase_finish("Build")
-        return network["path"].encode()
+        monitor = config.progress_monitor
+        monitor.phase_start("Build", None, 2)
+        monitor.phase_start("Tactics", "Build", 9)
+        goes_on = monitor.step_complete("Tactics", 3)
+        while self.module.endless and goes_on:
+            goes_on = monitor.step_complete("Tactics", 4)
+        monitor.phase_finish("Tactics")
+        monitor.phase_finish("Build")
+        if not goes_on:
+            return None
+        return f"{network['path']}\n{self.module.built}".encode()  # no two builds give the same bytes
 
 
 class Config:
     progress_monitor: Any
+    num_compute_capabilities = 0
+
+    def set_compute_capability(self, capability: Any, index: int) -> bool:
+        self.module.capabilities.append((capability, index, self.num_compute_capabilities))
+        return True
 
     def __init__(self, module: TensorRt) -> None:
         self.module = module
@@ -225,7 +256,10 @@ class PlanReader:
         self.module, self.log = module, log
 
     def deserialize_cuda_engine(self, content: bytes) -> Any:
-        return Engine_(self.module, self.module.cuda, bytes(content).decode())
+        if self.module.complaint:
+            self.log.log(self.module.ILogger.Severity.ERROR, self.module.complaint)
+            return None
+        return Engine_(self.module, self.module.cuda, bytes(content).decode().partition("\n")[0])
 
 
 class Engine_:
@@ -236,19 +270,25 @@ class Engine_:
         options.intra_op_num_threads = 1
         self._module, self._cuda, self._session = module, cuda, onnxruntime.InferenceSession(path, options)
         self.names = [value.name for value in (*self._session.get_inputs(), *self._session.get_outputs())]
-        self.num_io_tensors = len(self.names)
+        self.num_io_tensors, self.device_memory_size_v2 = len(self.names), 4096
 
     def get_tensor_name(self, index: int) -> str:
         return self.names[index]
 
-    def create_execution_context(self) -> Any:
+    def create_runtime_config(self) -> Any:
+        return SimpleNamespace()
+
+    def create_execution_context(self, strategy: Any = None, runtime_config: Any = None) -> Any:
         self._module.contexts -= 1
-        return Context(self._cuda, self._session) if self._module.contexts >= 0 else None
+        self._module.configs.append(runtime_config)
+        return Context(self._cuda, self._session, strategy) if self._module.contexts >= 0 else None
 
 
 class Context:
-    def __init__(self, cuda: Runtime, session: Any) -> None:
-        self._cuda, self._session = cuda, session
+    """A graph that was captured here is worth nothing once other shapes were set."""
+
+    def __init__(self, cuda: Runtime, session: Any, strategy: Any) -> None:
+        self._cuda, self._session, self._lacks_memory, self._generation = cuda, session, strategy is not None, 0
         self._addresses: dict[str, int] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._types = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8, "tensor(int64)": np.int64}
@@ -258,8 +298,14 @@ class Context:
         return True
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        self._generation += self._shapes.get(name) != tuple(shape)
         self._shapes[name] = tuple(shape)
         return True
+
+    def set_device_memory(self, memory: int, size: int) -> None:
+        assert memory in self._cuda.blocks
+        assert size >= 4096
+        self._lacks_memory = False
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         batch = next(shape[0] for key, shape in self._shapes.items() if key in ("pixels", "latents", "tokens"))
@@ -267,11 +313,13 @@ class Context:
         return tuple(batch if isinstance(axis, str) else axis for axis in declared)
 
     def execute_async_v3(self, stream: int) -> bool:
-        shapes = dict(self._shapes)
-        self._cuda.put(stream, lambda: self._compute(shapes))
+        shapes, generation = dict(self._shapes), self._generation
+        self._cuda.put(stream, lambda: self._compute(shapes, generation))
         return True
 
-    def _compute(self, shapes: dict[str, tuple[int, ...]]) -> None:
+    def _compute(self, shapes: dict[str, tuple[int, ...]], generation: int) -> None:
+        assert generation == self._generation, "replayed after other shapes were set"
+        assert not self._lacks_memory
         feeds = {}
         for value in self._session.get_inputs():
             dtype = np.dtype(self._types[value.type])
@@ -282,17 +330,17 @@ class Context:
             ctypes.memmove(self._addresses[value.name], content, len(content))
 
 
-def install(monkeypatch: pytest.MonkeyPatch, gpus: tuple[Gpu, ...] = GPUS) -> tuple[Runtime, TensorRt]:
-    """Put the fake device, its driver and its TensorRT in the place of real ones."""
+def install(monkeypatch: pytest.MonkeyPatch, gpus: tuple[Gpu, ...] = GPUS, engine: str = "trt") -> tuple[Runtime, TensorRt]:
+    """Put the fake device, its driver and its TensorRT (for `rtx` TensorRT-RTX) in the place of real ones."""
     from difffeat.engines import tensorrt_build, tensorrt_engine
 
     cuda = Runtime()
-    trt = TensorRt(cuda)
+    trt = TensorRt(cuda) if engine == "trt" else TensorRtx(cuda)
     for name, module in (
         ("cuda", ModuleType("cuda")),
         ("cuda.bindings", ModuleType("cuda.bindings")),
         ("cuda.bindings.runtime", cuda),
-        ("tensorrt", trt),
+        (PACKAGES[engine][0], trt),
     ):
         monkeypatch.setitem(sys.modules, name, module)
     driver = Driver((13, 0), gpus, None if gpus else "the NVIDIA driver lists no GPU")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import os
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -190,6 +191,77 @@ def test_what_only_the_runtime_can_find_is_a_typed_error(engine: str, words: str
 
 
 @pytest.mark.parametrize("engine", RUNNABLE)
+def test_a_closed_engine_that_overlaps_says_so_too(engine: str) -> None:
+    with opened("text", engine) as running:
+        running.overlap()  # type: ignore[attr-defined]
+        running.submit(feeds(exported("text"))).result()
+    with pytest.raises(EngineError, match=r"this engine is closed\. Open it again with open_engine"):
+        running.submit(feeds(exported("text"))).result()
+
+
+def test_a_device_that_the_network_does_not_fit_is_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 26.00 MiB")
+
+    exported("text")
+    monkeypatch.setattr(torch.nn.Module, "to", full)
+    with pytest.raises(OutOfMemory, match=r"cpu is out of memory \(CUDA out of memory"):
+        opened("text", "torch")
+
+
+class Session:
+    """Stands for a session of ONNX Runtime, and keeps what it was opened with."""
+
+    opened: ClassVar[list[Any]] = []
+
+    def __init__(self, source: object, settings: Any, providers: list[Any]) -> None:
+        self._providers = providers
+        Session.opened.append((settings, providers))
+
+    def disable_fallback(self) -> None: ...
+    def get_providers(self) -> list[str]:
+        return [name for name, _ in self._providers]
+
+
+@pytest.fixture
+def sessions(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    import onnxruntime
+
+    monkeypatch.setattr(
+        onnxruntime, "get_available_providers", lambda: ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+    )
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    monkeypatch.setattr(Session, "opened", [])
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")  # so that it is put back as it was
+    monkeypatch.delenv("NVIDIA_TF32_OVERRIDE")
+    return Session.opened
+
+
+def test_onnx_runtime_on_a_gpu_computes_fp32_alike_in_every_run(sessions: list[Any]) -> None:
+    with opened("text", "ort", device="cuda:1") as running:
+        assert running.device == "cuda:1"
+    ((settings, providers),) = sessions
+    assert settings.use_deterministic_compute
+    exact = {"device_id": "1", "use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
+    assert providers == [("CUDAExecutionProvider", exact)]
+    assert "NVIDIA_TF32_OVERRIDE" not in os.environ
+    with opened("text", "ort", device="cuda:1", options=EngineOptions(tensorrt_provider=True)) as running:
+        assert running.identity["tensorrt_provider"] == "true"
+    assert sessions[1][1] == [("TensorrtExecutionProvider", {"device_id": "1"}), ("CUDAExecutionProvider", exact)]
+
+
+def test_the_tensorrt_provider_computes_no_tf32(sessions: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    tensorrt = EngineOptions(tensorrt_provider=True)
+    with opened("text", "ort", device="cuda", options=tensorrt):
+        assert os.environ["NVIDIA_TF32_OVERRIDE"] == "0"
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")
+    with pytest.raises(ConfigError, match=r"NVIDIA_TF32_OVERRIDE=1 lets fp32 be computed as TF32\. Unset it"):
+        opened("text", "ort", device="cuda", options=tensorrt)
+
+
+@pytest.mark.parametrize("engine", RUNNABLE)
 def test_a_closed_engine_says_so(engine: str) -> None:
     with opened("text", engine) as running:
         pass
@@ -344,7 +416,7 @@ def test_a_recipe_that_does_not_fit_its_graph_is_told_by_torch(changes: dict[str
 
 @pytest.mark.parametrize("options", [{"channels_last": True}, {"compile": True, "channels_last": True}])
 @pytest.mark.parametrize("name", ["image", "text"])
-def test_torch_compiled_and_channels_last_give_the_same_features(name: str, options: dict[str, bool]) -> None:
+def test_torch_compiled_and_channels_last_give_the_same_features(name: str, options: dict[str, Any]) -> None:
     given = feeds(exported(name))
     with opened(name, "torch") as plain, opened(name, "torch", options=EngineOptions(**options)) as chosen:
         assert_close(chosen.run(given), plain.run(given))

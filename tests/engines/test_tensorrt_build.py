@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
+from difffeat.engines import Artifact, tensorrt_build, tensorrt_compile
 from difffeat.engines import seal as seal_module
 from difffeat.engines.driver import Driver, probe_driver
 from difffeat.engines.seal import is_sealed, key_path, seal
-from difffeat.engines.tensorrt_build import Profile, build_plan
+from difffeat.engines.tensorrt_build import build_plan
+from difffeat.engines.tensorrt_plans import Profile, read_sidecar
 from difffeat.errors import ConfigError, EngineError, MissingExtra, ProviderMissing, UntrustedFile
 from tests.artifacts import OPTIONS, copy_of, exported
 
@@ -88,7 +94,7 @@ SPOILED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "an altered sidecar": (lambda f: alter(only(f, ".json"), bytes=1), "does not carry this user's seal"),
     "a forged seal": (lambda f: alter(only(f, ".json"), seal="0" * 64), "does not carry this user's seal"),
     "a seal that is no text": (lambda f: alter(only(f, ".json"), seal=[1]), "does not carry this user's seal"),
-    "no sidecar": (lambda f: only(f, ".json").unlink(), "none of the 1 plans there is for this graph, builder, profile and device"),
+    "no sidecar": (lambda f: only(f, ".json").unlink(), "which says what it was built from, is missing"),
     "garbage for a sidecar": (lambda f: only(f, ".json").write_bytes(b"\xff["), "is damaged"),
     "a list for a sidecar": (lambda f: only(f, ".json").write_text("[1]"), "is damaged"),
     "a sidecar that is not JSON's own": (lambda f: alter(only(f, ".json"), bytes=float("nan")), "is damaged"),
@@ -109,7 +115,9 @@ def test_a_plan_that_cannot_be_trusted_is_built_anew_and_the_reason_told(kind: s
 
 
 def test_another_profile_is_another_plan(built: Path) -> None:
-    assert build_plan(built, "rtx", Profile(opt_batch=3, max_batch=4)).seconds is not None
+    again = build_plan(built, "rtx", Profile(opt_batch=3, max_batch=4))
+    assert again.seconds is not None
+    assert again.reason.endswith(".plan has opt batch 2 in place of 3")
     assert len(list((built / "engines").glob("*.plan"))) == 2
 
 
@@ -158,8 +166,6 @@ def test_a_graph_that_the_builder_refuses_is_an_error_with_its_words(tmp_path: P
 
 
 def test_native_tensorrt_without_a_gpu_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    from difffeat.engines import tensorrt_build
-
     fake = ModuleType("tensorrt")
     fake.__version__ = "11.0.0"  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "tensorrt", fake)
@@ -178,6 +184,120 @@ def test_a_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_profile_out_of_order_is_refused(changes: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match=r"a profile needs 1 <= min <= opt <= max for its (batch|length), got"):
         Profile(**changes)
+
+
+@pytest.mark.parametrize(("change", "said"), [
+    ({"version": "1.6.0.1"}, "version '1.6.0.1' in place of '"),
+    ({"device": ["NVIDIA RTX 4090", [8, 9]]}, "device 'NVIDIA RTX 4090' in place of 'ahead of time'"),
+    ({"graph_digest": "f" * 64}, "graph digest 'fffffffffffff...' in place of '"),
+    ({"level": 4}, "level 4 in place of None"),
+])  # fmt: skip
+def test_what_makes_a_plan_stale_is_named(change: dict[str, Any], said: str, built: Path) -> None:
+    stored = json.loads(only(built, ".json").read_text()) | change
+    del stored["seal"]
+    for suffix in (".plan", ".json"):
+        only(built, suffix).rename(built / "engines" / f"other{suffix}")
+    only(built, ".json").write_text(json.dumps({**stored, "seal": seal(stored)}))
+    reason = build_plan(built, "rtx", SMALL).reason
+    assert reason.startswith(f"other.plan has {said}")
+    assert ";" not in reason
+
+
+def test_of_several_stale_plans_the_nearest_is_compared_and_anothers_seal_is_told(built: Path) -> None:
+    build_plan(built, "rtx", Profile(opt_batch=3, max_batch=9))
+    key_path().unlink()
+    reason = build_plan(built, "rtx", Profile(opt_batch=2, max_batch=5)).reason
+    assert reason.startswith("of 2 plans there the nearest, ")
+    assert reason.endswith(".plan, has max batch 4 in place of 5; not this user's seal")
+
+
+def test_the_first_plan_of_a_graph_has_nothing_to_be_compared_with(tmp_path: Path) -> None:
+    rtx()
+    folder = copy_of("from-latents", tmp_path)
+    build_plan(folder, "rtx", SMALL, graph="latents")
+    assert build_plan(folder, "rtx", SMALL).reason == "there is none yet of rtx for the model graph"
+
+
+@pytest.mark.parametrize("spoil", [lambda data: data.write_bytes(b""), lambda data: data.symlink_to(data)])
+def test_a_key_folder_that_cannot_be_used_is_told_before_anything_is_compiled(
+    spoil: Callable[[Path], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rtx()
+    monkeypatch.setattr(tensorrt_build, "compile_graph", lambda *_, **__: pytest.fail("compiled"))
+    spoil(tmp_path / "data")
+    with pytest.raises(ConfigError, match=r"the key that seals engines can be neither made nor read: .*engine\.key.*Set DIFFFEAT_DATA to a folder"):
+        build_plan(copy_of("text", tmp_path), "rtx", SMALL)
+
+
+def test_a_key_that_cannot_be_read_is_no_damage_of_a_sidecar(built: Path) -> None:
+    key_path().unlink()
+    key_path().parent.rmdir()
+    key_path().parent.write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"the key that seals engines"):
+        read_sidecar(only(built, ".plan"))
+
+
+def test_an_int8_artifact_has_no_plans(tmp_path: Path) -> None:
+    artifact = Artifact.open(copy_of("text", tmp_path))
+    low = Artifact(artifact.path, replace(artifact.recipe, precision="int8"))
+    with pytest.raises(ConfigError, match=r"is int8, which is for ONNX Runtime on CPUs\. Pass --engine ort"):
+        build_plan(low, "rtx", SMALL)
+
+
+@pytest.mark.parametrize("level", [-1, 6])
+def test_a_level_that_there_is_not_is_refused(level: int, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"the builder's level lies in 0\.\.5, got {level}"):
+        build_plan(copy_of("text", tmp_path), "rtx", SMALL, level=level)
+
+
+def test_a_gpu_that_is_not_there_is_not_built_for(tmp_path: Path) -> None:
+    rtx()
+    if probe_driver().problem is None:
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(ProviderMissing, match=r"cuda:1 was asked for, but the driver lists 0 GPUs"):
+        build_plan(copy_of("text", tmp_path), "rtx", SMALL, device=1)
+
+
+def test_a_plan_takes_captions_as_long_as_the_model_does(built: Path) -> None:
+    profile = json.loads(only(built, ".json").read_text())["profile"]
+    assert (profile["min_length"], profile["opt_length"], profile["max_length"]) == (1, 32, 32)
+
+
+def test_a_build_tells_how_far_it_is_and_how_long_the_last_one_took(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensorrt_compile, "REPORT_SECONDS", 0.02)
+    said: list[str] = []
+    build_plan(built, "rtx", Profile(opt_batch=3, max_batch=3), say=said.append)
+    assert said[0].startswith("building ")
+    assert all(re.fullmatch(r"  \d+ s: .+ \(the last build of this graph took \d+ s\)", line) for line in said[1:])
+    assert any(re.search(r": .+, step \d+ of \d+ ", line) for line in said[1:])
+
+
+def test_ctrl_c_ends_a_build_and_leaves_no_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rtx()
+    monkeypatch.setattr(tensorrt_compile, "REPORT_SECONDS", 0.02)
+    folder = copy_of("text", tmp_path)
+
+    def stop(line: str) -> None:
+        if line.startswith("  "):
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        build_plan(folder, "rtx", SMALL, say=stop)
+    assert list((folder / "engines").glob("*.plan")) == []
+
+
+def test_a_plan_that_is_there_is_found_where_nothing_may_be_written(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensorrt_build, "one_build", lambda *_: pytest.fail("a lock was written"))
+    assert build_plan(built, "rtx", SMALL).seconds is None
+
+
+def test_two_builds_of_one_plan_are_one(tmp_path: Path) -> None:
+    rtx()
+    folder, said = copy_of("text", tmp_path), list[str]()
+    with ThreadPoolExecutor(2) as pool:
+        plans = list(pool.map(lambda _: build_plan(folder, "rtx", SMALL, say=said.append), range(2)))
+    assert sorted(plan.seconds is None for plan in plans) == [False, True]
+    assert plans[0].identity == plans[1].identity
 
 
 def test_other_engines_have_no_plans() -> None:

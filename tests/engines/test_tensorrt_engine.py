@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from difffeat.engines import Artifact, Engine, EngineOptions, open_engine
-from difffeat.engines.driver import probe_driver
-from difffeat.engines.tensorrt_build import Profile, build_plan, find_plan, read_plan
-from difffeat.errors import BadFeed, ConfigError, EngineError, MissingExtra, OutOfMemory, ProviderMissing, UntrustedFile
+from difffeat.engines import Artifact, Engine, EngineOptions, driver, open_engine, tensorrt_compile, tensorrt_engine
+from difffeat.engines.driver import Gpu, probe_driver
+from difffeat.engines.seal import seal
+from difffeat.engines.tensorrt_build import build_plan, find_plan
+from difffeat.engines.tensorrt_compile import make_logger
+from difffeat.engines.tensorrt_engine import TensorRtEngine
+from difffeat.engines.tensorrt_plans import Profile, read_plan
+from difffeat.errors import BadFeed, ConfigError, EngineError, MissingExtra, OutOfMemory, ProviderMissing, StoreMismatch, UntrustedFile
+from difffeat.runtime.configuration import Configuration, recorded_plans
+from difffeat.runtime.manifest import read_manifest
 from tests.artifacts import copy_of, exported, feeds
-from tests.engines.fake_gpu import Runtime, Status, TensorRt, install
+from tests.engines.fake_gpu import GPUS, Runtime, Status, TensorRt, install
 
 SMALL = EngineOptions(batch=4)
 GRAPHS = ["image", "latents", "from-latents", "from-latents-mean", "sweep", "text", "text-sweep"]
@@ -77,7 +84,7 @@ def test_a_shape_that_comes_again_is_replayed(tmp_path: Path, device: tuple[Runt
     cuda, _ = device
     artifact = Artifact.open(copy_of("image", tmp_path))
     with open_engine(artifact, "trt", options=EngineOptions(batch=4, cuda_graphs=True)) as trt:
-        for _ in range(6):
+        for _ in range(8):
             trt.run(feeds(artifact, batch=4))
         assert cuda.log.count("cudaGraphInstantiate") == 2
         assert cuda.log.count("cudaGraphLaunch") == 4
@@ -132,8 +139,6 @@ def test_kernel_timings_are_kept_sealed_and_used_again(tmp_path: Path, device: t
 
 
 def test_another_gpu_wants_its_own_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, graphs: None) -> None:
-    from difffeat.engines.driver import Gpu
-
     artifact = Artifact.open(copy_of("image", tmp_path))
     install(monkeypatch)
     build_plan(artifact, "trt", Profile(opt_batch=2, max_batch=2))
@@ -219,7 +224,7 @@ def test_without_the_cuda_bindings_their_extra_is_named(tmp_path: Path, monkeypa
     ("torch", {"cuda_graphs": True}, r"--cuda-graphs is for --engine trt and rtx; this is torch"),
     ("trt", {"tensorrt_provider": True}, r"--tensorrt-provider is for --engine ort; this is trt"),
 ])  # fmt: skip
-def test_an_option_of_another_engine_is_refused(engine: str, options: dict[str, bool], said: str, tmp_path: Path) -> None:
+def test_an_option_of_another_engine_is_refused(engine: str, options: dict[str, Any], said: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=said):
         open_engine(copy_of("text", tmp_path), engine, options=EngineOptions(**options))
 
@@ -239,3 +244,217 @@ def test_extraction_overlaps_and_gives_the_same_store(tmp_path: Path, device: An
     assert list(ort.taps) == list(trt.taps)
     for tap in ort.taps:
         np.testing.assert_allclose(np.asarray(trt[tap], np.float32), np.asarray(ort[tap], np.float32), rtol=2e-3, atol=1e-3)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    from tests.runtime.fake import folder_of_images
+
+    return folder_of_images(tmp_path / "pictures", 6)
+
+
+def extracted(folder: Path, source: Path, out: Path, **changes: Any) -> list[str]:
+    """What a run says."""
+    from difffeat.recipe import RunRecipe
+    from difffeat.runtime.sources_options import SourceOptions
+    from difffeat.workflows.commands import run_extract
+
+    said: list[str] = []
+    asked: dict[str, Any] = {
+        "engine": "trt", "device": None, "threads": 1, "options": EngineOptions(batch=2), "batch_size": 2, "shard_size": 4, "num_workers": 1,
+        "run": RunRecipe(), "latents": None, "source_options": SourceOptions(), "max_bad_fraction": 0.5, "executor": "local", "overwrite": False,
+        "say": lambda text, **_: said.append(text),
+    }  # fmt: skip
+    run_extract(folder, str(source), out, **{**asked, **changes})
+    return said
+
+
+def test_a_store_goes_on_with_the_plan_that_it_was_begun_with(tmp_path: Path, pictures: Path, device: Any) -> None:
+    folder, out = copy_of("image", tmp_path), tmp_path / "out"
+    first = build_plan(folder, "trt", Profile(opt_batch=8, max_batch=8))
+    extracted(folder, pictures, out)
+    assert read_manifest(out).engine == {
+        "name": "trt", "precision": "fp32", "device": "cuda", "gpu": "Fake 9000, compute capability 9.0",
+        "plan": f"{first.path.name} {first.sidecar['sha256']}",
+    }  # fmt: skip
+    nearer = build_plan(folder, "trt", Profile(opt_batch=2, max_batch=2))
+    (out / "receipts" / "00001.json").unlink()
+    extracted(folder, pictures, out)
+    aside = first.path.rename(tmp_path / "aside")
+    with pytest.raises(StoreMismatch) as caught:
+        extracted(folder, pictures, out)
+    assert f"engine.plan: '{first.identity}' -> '{nearer.identity}'" in str(caught.value)
+    assert f"(put {first.path.name} with its .json back into the artifact's engines folder" in str(caught.value)
+    aside.rename(first.path)
+    extracted(folder, pictures, out)
+
+
+def test_every_graph_of_a_store_goes_on_with_its_own_plan(tmp_path: Path, pictures: Path, device: tuple[Runtime, TensorRt]) -> None:
+    folder, out = copy_of("from-latents", tmp_path), tmp_path / "out"
+    device[1].contexts = 100
+    parts = ("model", "latents")
+    first = {part: build_plan(folder, "trt", Profile(opt_batch=8, max_batch=8), graph=part) for part in parts}
+    extracted(folder, pictures, out)
+    engine = read_manifest(out).engine
+    assert (engine["plan"], engine["latents plan"]) == (first["model"].identity, first["latents"].identity)
+    assert recorded_plans(out) == {part: plan.sidecar["sha256"] for part, plan in first.items()}
+    for part in parts:
+        build_plan(folder, "trt", Profile(opt_batch=2, max_batch=2), graph=part)
+    (out / "receipts" / "00001.json").unlink()
+    assert not any("may not be used here" in line for line in extracted(folder, pictures, out))
+    first["latents"].path.unlink()
+    with pytest.raises(StoreMismatch, match=rf"(?s)engine\.latents plan: .*\(put {first['latents'].path.name} with its \.json back"):
+        extracted(folder, pictures, out)
+
+
+def test_what_was_begun_without_plans_records_none(tmp_path: Path) -> None:
+    assert recorded_plans(tmp_path / "none") == {}
+
+
+def test_two_cards_are_two_configurations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, graphs: None) -> None:
+    artifact, found = Artifact.open(copy_of("image", tmp_path)), []
+    for gpu in (Gpu("NVIDIA H100", (9, 0), 80 << 30), Gpu("NVIDIA A10", (8, 6), 24 << 30)):
+        install(monkeypatch, (gpu,))
+        with open_engine(artifact, "trt", options=SMALL) as engine:
+            found.append(Configuration.of(engine))
+    assert found[0].difference(found[1]) == "engine gpu 'NVIDIA H100, compute capability 9.0' and 'NVIDIA A10, compute capability 8.6'"
+
+
+def test_the_card_of_an_engine_without_plans_is_named_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "probe_driver", lambda: driver.Driver((13, 0), GPUS, None))
+    assert driver.gpu_identity("cuda:1") == {"gpu": "Fake 9000, compute capability 9.0"}
+    assert driver.gpu_identity("cuda:2") == {"gpu": "one that the NVIDIA driver does not name"}
+    assert driver.gpu_identity("cpu") == {}
+
+
+@pytest.fixture
+def rtx(monkeypatch: pytest.MonkeyPatch, graphs: None) -> TensorRt:
+    """TensorRT-RTX with one of its GPUs."""
+    return install(monkeypatch, (Gpu("NVIDIA RTX 4090", (8, 9), 24 << 30),), "rtx")[1]
+
+
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+def test_rtx_compiles_kernels_before_it_runs_and_captures_graphs_itself(cuda_graphs: bool, tmp_path: Path, rtx: Any) -> None:
+    artifact = Artifact.open(copy_of("image", tmp_path))
+    with open_engine(artifact, threads=1) as ort, open_engine(artifact, "rtx", options=EngineOptions(batch=4, cuda_graphs=cuda_graphs)) as engine:
+        for seed in range(4):
+            given = feeds(artifact, batch=4, seed=seed)
+            same(engine.run(given), ort.run(given))
+    assert len(rtx.configs) == 2
+    for config in rtx.configs:
+        assert config.dynamic_shapes_kernel_specialization_strategy.name == "EAGER"
+        assert getattr(config, "cuda_graph_strategy", None) == (rtx.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE if cuda_graphs else None)
+    assert "cudaStreamBeginCapture" not in rtx.cuda.log
+
+
+def test_the_bindings_of_rtx_have_what_is_set_in_them() -> None:
+    trt = pytest.importorskip("tensorrt_rtx", reason="pip install 'difffeat[rtx]'")
+    assert {"dynamic_shapes_kernel_specialization_strategy", "cuda_graph_strategy"} <= set(dir(trt.IRuntimeConfig))
+    assert trt.DynamicShapesKernelSpecializationStrategy.EAGER != trt.DynamicShapesKernelSpecializationStrategy.LAZY
+    assert trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE != trt.CudaGraphStrategy.DISABLED
+    assert "runtime_config" in trt.ICudaEngine.create_execution_context.__doc__
+    log = make_logger(trt)
+    builder = trt.Builder(log)
+    config = builder.create_builder_config()
+    config.num_compute_capabilities = 1
+    assert config.set_compute_capability(trt.ComputeCapability.SM75, 0)
+
+
+@pytest.mark.parametrize(("capability", "taken"), [((8, 0), True), ((8, 9), True), ((12, 1), True), ((7, 5), False), ((9, 0), False)])
+def test_a_plan_built_ahead_of_time_runs_on_the_gpus_that_rtx_lists(
+    capability: tuple[int, int], taken: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, graphs: None
+) -> None:
+    artifact = Artifact.open(copy_of("image", tmp_path))
+    install(monkeypatch, (), "rtx")
+    ahead = build_plan(artifact, "rtx", Profile(opt_batch=4, max_batch=4))
+    assert ahead.sidecar["device"] == ["ahead of time", []]
+    _, trt = install(monkeypatch, (Gpu("a card", capability, 24 << 30),), "rtx")
+    with open_engine(artifact, "rtx", options=SMALL) as engine:
+        assert (engine.identity["plan"] == ahead.identity) is taken
+        assert engine.identity["gpu"].startswith("a card")
+    assert trt.built == (0 if taken else 1)
+    assert trt.capabilities == ([(75, 0, 1)] if capability == (7, 5) else [])
+    own = build_plan(artifact, "rtx", Profile(opt_batch=2, max_batch=8))
+    found = find_plan(artifact, "rtx", 4)
+    assert found is not None
+    assert (found.path == own.path) is taken
+
+
+def test_native_plans_built_elsewhere_are_not_taken(tmp_path: Path, device: Any) -> None:
+    folder = copy_of("image", tmp_path)
+    plan = build_plan(folder, "trt", Profile(opt_batch=4, max_batch=4))
+    stored = {**plan.sidecar, "device": ["ahead of time", []]}
+    plan.path.with_suffix(".json").write_text(json.dumps({**stored, "seal": seal(stored)}))
+    assert find_plan(Artifact.open(folder), "trt", 4) is None
+
+
+def test_captions_as_long_as_the_model_takes_have_a_plan_even_beside_a_shorter_one(tmp_path: Path, device: Any) -> None:
+    artifact = Artifact.open(copy_of("text", tmp_path))
+    build_plan(artifact, "trt", Profile(opt_batch=4, max_batch=4, opt_length=8, max_length=8))
+    given, said = feeds(artifact, batch=4, length=32), list[str]()
+    with open_engine(artifact, threads=1) as ort, open_engine(artifact, "trt", options=SMALL, say=said.append) as trt:
+        same(trt.run(given), ort.run(given))
+    assert said[0].startswith("no plan serves batches of 4 and captions of up to 32 tokens on this device yet")
+
+
+def test_batches_smaller_than_the_plans_are_refused_with_the_option_that_helps(tmp_path: Path, device: Any) -> None:
+    artifact = Artifact.open(copy_of("image", tmp_path))
+    plan = build_plan(artifact, "trt", Profile(min_batch=4, opt_batch=4, max_batch=4))
+    with TensorRtEngine(artifact, "model", plan, engine="trt") as trt, pytest.raises(BadFeed, match=r"difffeat build with a smaller --min-batch\."):
+        trt.run(feeds(artifact, batch=2))
+
+
+def test_a_plan_that_does_not_fit_the_device_is_out_of_memory_and_a_broken_one_is_not(tmp_path: Path, device: tuple[Runtime, TensorRt]) -> None:
+    cuda, trt = device
+    artifact, before = Artifact.open(copy_of("image", tmp_path)), cuda.memory
+    trt.complaint = "Error Code 2: OutOfMemory (Requested size was 4000000000 bytes.)"
+    with pytest.raises(OutOfMemory, match=r"trt cannot load .*\.plan: the device is out of memory \(Error Code 2: OutOfMemory"):
+        open_engine(artifact, "trt", options=SMALL)
+    trt.complaint = "Error Code 6: serialized with another version"
+    with pytest.raises(EngineError, match=r"another version\. Delete it; it is then built anew"):
+        open_engine(artifact, "trt", options=SMALL)
+    assert cuda.memory == before
+
+
+def test_a_batch_that_is_refused_is_told_in_tensorrts_words(
+    tmp_path: Path, device: tuple[Runtime, TensorRt], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact = Artifact.open(copy_of("image", tmp_path))
+    with open_engine(artifact, "trt", options=SMALL) as engine:
+        monkeypatch.setattr("tests.engines.fake_gpu.Context.execute_async_v3", lambda *_: False)
+        log: Any = engine._log  # type: ignore[attr-defined]
+        for word, error in (("a kernel failed", EngineError), ("CUDA out of memory", OutOfMemory)):
+            log.log(device[1].ILogger.Severity.ERROR, word)
+            with pytest.raises(error, match=rf"TensorRT refused the batch: .*{word}"):
+                engine.run(feeds(artifact, batch=4))
+
+
+def test_shapes_that_take_turns_have_a_graph_each_up_to_a_number(
+    tmp_path: Path, device: tuple[Runtime, TensorRt], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuda, _ = device
+    monkeypatch.setattr(tensorrt_engine, "KEPT_GRAPHS", 2)
+    artifact = Artifact.open(copy_of("text", tmp_path))
+    plan = build_plan(artifact, "trt", Profile(opt_batch=4, max_batch=4))
+    with open_engine(artifact, threads=1) as ort, TensorRtEngine(artifact, "model", plan, engine="trt", cuda_graphs=True, slots=1) as trt:
+        for length in (4, 8, 12) * 5:
+            given = feeds(artifact, batch=4, length=length, seed=length)
+            same(trt.run(given), ort.run(given))
+        assert (cuda.log.count("cudaGraphInstantiate"), cuda.log.count("cudaGraphLaunch"), len(cuda.graphs)) == (2, 6, 2)
+    assert (cuda.graphs, cuda.blocks) == ({}, {})
+
+
+def test_a_build_that_is_stopped_ends_at_its_next_step(tmp_path: Path, device: tuple[Runtime, TensorRt], monkeypatch: pytest.MonkeyPatch) -> None:
+    _, trt = device
+    monkeypatch.setattr(tensorrt_compile, "REPORT_SECONDS", 0.01)
+    trt.endless, said = True, list[str]()
+
+    def say(line: str) -> None:
+        said.append(line)
+        if line == "  0 s: Tactics, step 5 of 9":
+            raise KeyboardInterrupt
+
+    folder = copy_of("image", tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        build_plan(folder, "trt", Profile(opt_batch=2, max_batch=2), say=say)
+    assert list((folder / "engines").glob("*.plan")) == []

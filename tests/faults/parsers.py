@@ -17,7 +17,7 @@ from PIL import Image
 
 from difffeat.engines import Artifact
 from difffeat.engines.seal import seal
-from difffeat.engines.tensorrt_build import read_sidecar
+from difffeat.engines.tensorrt_plans import read_sidecar
 from difffeat.errors import ConfigError, DifffeatError, ForeignGraph, GraphError, SampleError, SourceError, StoreError, StoreLocked
 from difffeat.recipe import GraphRecipe, RunRecipe
 from difffeat.runtime.files import LOCK, Lock

@@ -14,14 +14,16 @@ from typing import Any
 
 import pytest
 
-from difffeat.engines import open_engine
+from difffeat.engines import EngineOptions, open_engine
 from difffeat.engines.base import TensorSpec
 from difffeat.errors import StoreMismatch
 from difffeat.recipe import GraphRecipe, RunRecipe
+from difffeat.runtime.configuration import Configuration
 from difffeat.runtime.extract import extract
-from difffeat.runtime.manifest import Manifest
+from difffeat.runtime.manifest import Manifest, read_manifest
+from difffeat.runtime.matching import Mode
 from difffeat.runtime.sources import open_source
-from tests.artifacts import copy_of
+from tests.artifacts import copy_of, exported
 from tests.faults.scenarios import make_source, run
 from tests.runtime.fake import RECIPE, FakeEngine, encoded, tree
 
@@ -160,6 +162,59 @@ def test_another_run_recipe_is_refused_and_its_field_named(field: str, begun: tu
 def test_whatever_else_the_bytes_depend_on_is_refused_and_named(field: str, begun: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     change, expected = MANIFEST_CASES[field]
     assert expected in refused(lambda: change(*begun, monkeypatch), begun[1])
+
+
+A10 = {"gpu": "NVIDIA A10, compute capability 8.6", "plan": f"0123456789abcdef.plan {'a' * 64}"}
+H100 = {"gpu": "NVIDIA H100, compute capability 9.0", "plan": f"fedcba9876543210.plan {'b' * 64}"}
+IDENTITIES: list[tuple[dict[str, str], dict[str, str]]] = [
+    *(({}, switch) for switch in ({"compile": "true"}, {"channels_last": "true"}, {"tensorrt_provider": "true"}, {"winograd": "false"})),
+    (H100, A10),
+    (H100, {**H100, "gpu": A10["gpu"]}),
+    (H100, {**H100, "plan": A10["plan"]}),
+]
+
+
+@pytest.mark.parametrize("mode", Mode)
+@pytest.mark.parametrize(("first", "identity"), IDENTITIES)
+def test_another_card_plan_or_switch_is_refused_and_named(first: dict[str, str], identity: dict[str, str], mode: Mode, tmp_path: Path) -> None:
+    source, out = make_source(tmp_path / "source"), tmp_path / "out"
+    run("image", source, out, engine=OtherEngine(identity=first))
+    message = refused(lambda: run("image", source, out, engine=OtherEngine(identity=identity), mode=mode), out)
+    for name, value in identity.items():
+        assert (f"engine.{name}: {first.get(name)!r} -> {value!r}" in message) is (first.get(name) != value)
+    if identity.get("plan") == A10["plan"]:
+        assert "(put fedcba9876543210.plan with its .json back into the artifact's engines folder" in message
+    run("image", source, out, engine=OtherEngine(identity=first))
+
+
+def test_another_plan_of_the_autoencoder_ahead_is_refused_too(tmp_path: Path) -> None:
+    source, out = make_source(tmp_path / "source", 4), tmp_path / "out"
+
+    def go(vae: dict[str, str]) -> None:
+        with open_engine(exported("from-latents"), threads=1) as engine, open_engine(exported("from-latents"), threads=1, graph="latents") as first:
+            engine.identity = A10
+            first.identity = vae
+            extract(engine, open_source(source), out, batch_size=2, num_workers=1, latents_engine=first)
+
+    go(A10)
+    assert read_manifest(out).engine == {"name": "ort", "precision": "fp32", "device": "cpu", **A10}
+    assert f"engine.latents plan: None -> '{H100['plan']}'" in refused(lambda: go({**A10, "plan": H100["plan"]}), out)
+
+
+def test_a_plain_run_on_a_cpu_is_named_as_it_always_was() -> None:
+    for engine in ("ort", "torch"):
+        with open_engine(exported("image"), engine, threads=1) as running:
+            assert Configuration.of(running).engine == {"name": engine, "precision": "fp32", "device": "cpu"}
+
+
+@pytest.mark.parametrize(("engine", "switch"), [("ort", {"winograd": False}), ("torch", {"channels_last": True}), ("torch", {"compile": True})])
+def test_two_ways_to_run_a_graph_are_two_configurations(engine: str, switch: dict[str, Any]) -> None:
+    with (
+        open_engine(exported("image"), engine, threads=1) as plain,
+        open_engine(exported("image"), engine, threads=1, options=EngineOptions(**switch)) as other,
+    ):
+        (name, value), *_ = switch.items()
+        assert Configuration.of(plain).difference(Configuration.of(other)) == f"engine {name} None and {str(value).lower()!r}"
 
 
 def test_captions_cut_into_batches_by_other_lengths_are_refused(tmp_path: Path) -> None:

@@ -1,12 +1,54 @@
-"""The doctor says what this machine's units are good for."""
+"""Plans are built for the GPU that is named and for every caption; the doctor says what this machine's units are good for."""
 
 from __future__ import annotations
+
+import importlib.metadata
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from difffeat.engines.driver import Driver, Gpu
+from difffeat.engines.tensorrt_plans import Profile
+from difffeat.errors import ConfigError, ProviderMissing
 from difffeat.export import layers
-from difffeat.workflows.building import run_doctor
+from difffeat.workflows import building
+from difffeat.workflows.building import run_build, run_doctor
+from tests.artifacts import copy_of, exported
+from tests.engines.fake_gpu import install
+
+
+@pytest.fixture
+def text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A text artifact, exported before a module that only looks like tensorrt is there."""
+    monkeypatch.setenv("DIFFFEAT_DATA", str(tmp_path / "data"))
+    exported("text")
+    return copy_of("text", tmp_path)
+
+
+def build(path: Path, **options: Any) -> dict[str, Any]:
+    return run_build(path, **{"engine": "trt", "profile": Profile(opt_batch=2, max_batch=2), "level": None, "say": lambda *_, **__: None, **options})
+
+
+def test_a_build_is_for_the_gpu_that_is_named(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda, _ = install(monkeypatch)
+    chosen: list[int] = []
+    monkeypatch.setattr(cuda, "cudaSetDevice", lambda number: (chosen.append(number), cuda._called("cudaSetDevice"))[1])
+    build(text, device="cuda:1")
+    assert set(chosen) == {1}
+    with pytest.raises(ProviderMissing, match="cuda:2 was asked for, but the driver lists 2 GPUs"):
+        build(text, device="cuda:2")
+    with pytest.raises(ConfigError, match="engine trt runs on cuda or cuda:<n>, got 'cpu'"):
+        build(text, device="cpu")
+
+
+def test_a_plan_for_shorter_captions_is_said_to_be_none_for_extraction(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch)
+    assert "extract does not take it: its captions may have all 32 tokens" in build(text, profile=Profile(opt_length=8, max_length=8))["text"]
+    whole = build(text)
+    assert "extract does not take it" not in whole["text"]
+    assert whole["plans"]["model"]["profile"]["max_length"] == 32
 
 
 @pytest.mark.parametrize(
@@ -25,3 +67,22 @@ def test_units_for_low_precision_are_named_with_or_without_a_gpu(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     words = run_doctor()["engines"]["torch"]
     assert words.startswith("runs on cuda and " + said if cuda else f"runs on {said}; not on cuda: ")
+
+
+def test_a_gpu_without_the_bindings_that_run_plans_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = importlib.metadata.version
+
+    def version(name: str) -> str:
+        if name == "cuda-bindings":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return real(name)
+
+    pytest.importorskip("tensorrt_rtx", reason="pip install 'difffeat[rtx]'")
+    monkeypatch.setattr(building, "probe_driver", lambda: Driver((13, 0), (Gpu("a card", (8, 9), 24 << 30),), None))
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    without = run_doctor()
+    assert without["engines"]["rtx"].endswith("runs none: cuda-bindings is not installed. Run: pip install 'difffeat[rtx]'")
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "13.0.0" if name == "cuda-bindings" else real(name))
+    found = run_doctor()
+    assert found["engines"]["rtx"] == "builds plans (difffeat build) and runs them"
+    assert found["versions"]["cuda-bindings"] == "13.0.0"

@@ -170,3 +170,9 @@ def test_progress_is_told_step_by_step(tmp_path: Path) -> None:
     said: list[str] = []
     export_dit(dit_weights(), None, options(), tmp_path / "out", say=said.append)
     assert said == ["running the unfolded fp32 reference", "exporting model.onnx", "checking parity of the finished file"]
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_a_seed_that_noise_cannot_have_is_refused(seed: int) -> None:
+    with pytest.raises(ConfigError, match=rf"--noise-seed must lie in 0\.\.2\^63-1, got {seed}"):
+        ExportOptions(**{**OPTIONS["image-constant"], "noise_seed": seed})

@@ -82,3 +82,12 @@ def test_the_counting_tokenizer_knows_every_id_of_the_model() -> None:
 def test_the_provenance_of_the_bundled_weights_is_told() -> None:
     made = json.loads((BUNDLED / "provenance.json").read_text())
     assert {"attempts", "chosen_on"} <= made.keys()
+
+
+@pytest.mark.parametrize("model", ["dit-s-8-256", "dit-digits", "plaid-digits", "plaid"])
+def test_an_embedding_of_timesteps_that_a_model_does_not_have_is_refused(model: str) -> None:
+    with pytest.raises(ConfigError, match=r"--timestep-embedding must be original or diffusers, got 'foo'\."):
+        load_backbone(model, "random", need_vae=False, timestep_embedding="foo")
+    if not model.startswith("dit-s"):
+        with pytest.raises(ConfigError, match=rf"--timestep-embedding diffusers is for DiT weights of that library, and {model} are others"):
+            load_backbone(model, "random", timestep_embedding="diffusers")

@@ -14,11 +14,12 @@ import torch
 
 from difffeat.engines import Artifact, EngineOptions
 from difffeat.engines.parity import statistics
-from difffeat.errors import ConfigError, ParityError, RecipeMismatch
+from difffeat.errors import ConfigError, DifffeatError, ParityError, ProviderMissing, RecipeMismatch
 from difffeat.export import layers
 from difffeat.export.weights import random_dit
 from difffeat.recipe import RunRecipe
 from difffeat.runtime.sources_options import SourceOptions
+from difffeat.workflows import verifying
 from difffeat.workflows.exporting import ExportOptions, export_dit
 from difffeat.workflows.quickstart_data import write_split
 from difffeat.workflows.verifying import LIMITS, choose_judge, run_verify
@@ -171,3 +172,42 @@ def test_who_judges_low_precision_is_said(units: tuple[torch.dtype, ...], said: 
     engine, words = choose_judge(Artifact.open(copy_of("image", tmp_path, "fp16")), None, None)
     assert engine == "torch"
     assert said in words
+
+
+@pytest.mark.parametrize(("changes", "said"), [
+    ({"batches": [0]}, r"--batches takes batch sizes of at least 1, got 0"),
+    ({"batches": [4, -1]}, r"--batches takes batch sizes of at least 1, got 4, -1"),
+    ({"batches": []}, r"--batches takes batch sizes of at least 1, got none"),
+    ({"samples": 0}, r"--samples must be at least 2, since features are standardised over them, got 0"),
+    ({"samples": -3}, r"--samples must be at least 2, .*got -3"),
+    ({"samples": 1}, r"--samples must be at least 2, .*got 1"),
+])  # fmt: skip
+def test_counts_that_make_no_sense_are_refused_before_anything_runs(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=said):
+        verify(exported("text").path, tmp_path / "none", **changes)
+
+
+def test_too_few_samples_are_counted_as_they_are(tmp_path: Path) -> None:
+    from tests.runtime.fake import folder_of_images
+
+    one = folder_of_images(tmp_path / "one", 1)
+    with pytest.raises(ConfigError, match=r"one has 1 sample; features are standardised over at least 2"):
+        verify(copy_of("image", tmp_path), one)
+    three = folder_of_images(tmp_path / "three", 3)
+    for picture in sorted(three.glob("*.png"))[:2]:
+        picture.write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"of 3 that were chosen from .*three there could be read 1 sample; features"):
+        verify(copy_of("image", tmp_path / "again"), three)
+
+
+@pytest.mark.parametrize(("changes", "error"), [
+    ({"engine": "nonsense"}, ConfigError),
+    ({"engine": "torch", "device": "cuda:99"}, ProviderMissing),
+    ({"engine": "trt", "device": "cpu"}, DifffeatError),
+])  # fmt: skip
+def test_an_engine_that_cannot_run_is_told_before_the_reference_is_computed(
+    changes: dict[str, Any], error: type[Exception], scenes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verifying, "features_of", lambda *_, **__: pytest.fail("the reference was computed"))
+    with pytest.raises(error):
+        verify(exported("text").path, scenes, **changes)

@@ -1,0 +1,50 @@
+"""What a benchmark may be asked for: refused before anything is loaded, exported or timed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from difffeat.engines.driver import probe_driver
+from difffeat.errors import ConfigError, ProviderMissing
+
+
+def require_counts(**counts: int | None) -> None:
+    """Raises ConfigError for an option that counts something and is below 1; None is left to us."""
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {count}.")
+
+
+def require_known(option: str, asked: Iterable[str], known: Iterable[str]) -> None:
+    """Raises ConfigError for a name that the option does not know, or for none at all."""
+    asked, known = tuple(asked), tuple(known)
+    if not asked or set(asked) - set(known):
+        wrong = ", ".join(map(repr, sorted(set(asked) - set(known)))) or "nothing"
+        raise ConfigError(f"{option} takes {', '.join(known)}; got {wrong}.")
+
+
+def require_family(benchmark: str, model: str, family: str) -> None:
+    """Raises ConfigError where a benchmark is not for what a model takes, by its name."""
+    takes = {"dit": "images", "plaid": "captions"}
+    instead = {"dit": "bench throughput or text", "plaid": "bench throughput, grid or extract"}
+    if any(model.startswith(other) for other in takes if other != family):
+        raise ConfigError(f"bench {benchmark} is for models of {takes[family]}, and {model} is none. Its figures come from {instead[family]}.")
+
+
+def require_device(device: str) -> None:
+    """Raises ConfigError for what names no device, ProviderMissing for a GPU that torch, the baseline, does not see."""
+    kind, _, number = device.partition(":")
+    if kind not in ("cpu", "cuda") or (number and not (kind == "cuda" and number.isdigit())) or device.endswith(":"):
+        raise ConfigError(f"--device must be cpu, cuda or cuda:<n>, got {device!r}.")
+    if kind == "cpu":
+        return
+    import torch
+
+    if not torch.cuda.is_available() or int(number or 0) >= torch.cuda.device_count():
+        why = probe_driver().problem or f"torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices"
+        raise ProviderMissing(f"{device} was asked for, but {why}. Pass --device cpu, or run difffeat doctor.")
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Names separated by commas, with or without blanks around them."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
