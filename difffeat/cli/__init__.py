@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import signal
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 
 from difffeat.cli.printing import tell
 from difffeat.cli.verbs import app
-from difffeat.errors import DifffeatError
+from difffeat.errors import DifffeatError, OutputError
 
 
 def command() -> Any:
@@ -38,10 +38,22 @@ def stops_like_ctrl_c() -> None:
 
 
 def main() -> None:
-    """Entry point: errors of ours end with their message and exit code, never with a traceback."""
+    """Entry point: errors of ours, and files that the system refuses, end with their message and exit code, never with a traceback."""
     stops_like_ctrl_c()
     try:
         command()(standalone_mode=True)
     except DifffeatError as error:
-        tell(f"difffeat: {type(error).__name__}: {error}\n")
-        sys.exit(error.exit_code)
+        _leave(error)
+    except OSError as error:  # a pipe that ended is not among them: click leaves without a word
+        _leave(OutputError(f"{_told(error)}. Free space, or mend the path or its permissions, then run the same command again."))
+
+
+def _leave(error: DifffeatError) -> NoReturn:
+    tell(f"difffeat: {type(error).__name__}: {error}\n")
+    sys.exit(error.exit_code)
+
+
+def _told(error: OSError) -> str:
+    """What the system refused, and which file if it says so."""
+    reason = error.strerror or str(error) or type(error).__name__
+    return f"{error.filename}: {reason}" if error.filename is not None else f"a file was refused: {reason}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,28 +13,18 @@ from difffeat.cli.config import read_config
 from difffeat.cli.options import BatchSize, CaptionProtocol, Device, EngineName, Json, NumWorkers, Output, Overwrite, Preprocess, ShardSize, Threads
 from difffeat.cli.printing import emit, say
 from difffeat.cli.source import with_source_options
-from difffeat.errors import DifffeatError, Interrupted, OutputError
+from difffeat.errors import Interrupted
 from difffeat.runtime.sources_options import SourceOptions
 
 
 class Verbs(TyperGroup):
-    """A stop by the user, at whatever moment, ends like one in the middle of an extraction: resumable. So does a disk that refuses a file."""
+    """A stop by the user, at whatever moment, ends like one in the middle of an extraction: resumable."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
             raise Interrupted("stopped. What was finished is kept; run the same command again to go on.") from None
-        except OSError as error:
-            if isinstance(error, DifffeatError) or error.errno == errno.EPIPE:  # whoever read our output has seen enough: click ends without a word
-                raise
-            raise OutputError(f"{_told(error)}. Free space, or mend the path or its permissions, then run the same command again.") from error
-
-
-def _told(error: OSError) -> str:
-    """What the system refused, and which file if it says so."""
-    reason = error.strerror or str(error) or type(error).__name__
-    return f"{error.filename}: {reason}" if error.filename is not None else f"a file was refused: {reason}"
 
 
 app = typer.Typer(

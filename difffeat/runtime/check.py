@@ -76,6 +76,7 @@ class _Check:
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self._folder, self._manifest = folder, manifest
         self._repair = f"difffeat store repair {shlex.quote(str(folder))}"
+        self._origin = readable_origin(folder)
         self._numbers = range(len(manifest.shards))
         self._receipts: dict[int, Receipt] = {}
         self._hashes: dict[int, Written] = {}
@@ -114,7 +115,7 @@ class _Check:
         elif files := shard_files(self._folder, shard):
             self._add(files[0], "missing-receipt", "has no receipt, so it does not count", shard=shard)
         else:
-            resume = extract_commands(self._folder, self._manifest, readable_origin(self._folder), [shard])[0]
+            resume = extract_commands(self._folder, self._manifest, self._origin, [shard])[0]
             self._add(shard_path(self._folder, shard), "unfinished", "has not been computed yet", fix=resume, shard=shard)
 
     def _bad_receipt(self, path: Path, shard: int) -> None:

@@ -103,9 +103,9 @@ def extract_on_ray(
         check_source(known.recipe, source, batch_size, shard_size, max_bad_fraction)
         size = batch_size or (None if overwrite else stored_batch_size(out)) or crew.probe(source, largest_batch)
         cache = None if opening.latent_cache is None else LatentCache(opening.latent_cache, known.recipe, run)
-        if cache is not None:
-            cache.require_same_images(source.samples)
         options, columns = feeding_options(known.recipe, length_multiple, cache), sample_columns(source.samples)
+        if cache is not None:
+            cache.require_same_images(source.samples, columns["bytes"])
         manifest = known.manifest(source, columns, run, batch_size=size, shard_size=shard_size, options=options)
         with StoreWriter(out, manifest, columns, mode=mode, overwrite=overwrite, rebatch=rebatch, origin=origin, files=files) as writer:
             clock = Clock(writer.manifest.rows, progress)

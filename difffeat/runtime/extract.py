@@ -73,10 +73,10 @@ def extract(
     workers = decode_workers(num_workers)
     beside = {"latents_engine": latents_engine, "latent_cache": latent_cache, "table": table, "tokenizer": tokenizer, "invert": invert}
     feeding = Feeding.of(engine, run, multiple=length_multiple, **beside)
-    if feeding.cache is not None:
-        feeding.cache.require_same_images(source.samples)
-    size = batch_size or (None if overwrite else stored_batch_size(out)) or probe_batch_size(feeding, source.samples, largest=largest_batch, say=say)
     columns = sample_columns(source.samples)
+    if feeding.cache is not None:
+        feeding.cache.require_same_images(source.samples, columns["bytes"])
+    size = batch_size or (None if overwrite else stored_batch_size(out)) or probe_batch_size(feeding, source.samples, largest=largest_batch, say=say)
     known = Configuration.of(engine, feeding.beside)
     manifest = known.manifest(source, columns, run, batch_size=size, shard_size=shard_size, options=feeding.options)
     with StoreWriter(out, manifest, columns, mode=mode, overwrite=overwrite, rebatch=rebatch, origin=origin, files=files) as writer:

@@ -11,7 +11,7 @@ from difffeat.errors import RecipeMismatch, SampleError, StoreMismatch
 from difffeat.recipe import GraphRecipe, RunRecipe
 from difffeat.runtime.samples import Sample
 from difffeat.runtime.store import Store
-from difffeat.runtime.witness import first_changed, spread
+from difffeat.runtime.witness import ask, spread
 
 TAP = "latents"
 
@@ -36,17 +36,21 @@ class LatentCache:
         self._latents, self._valid, self._inputs = store[TAP], store.valid, store.inputs
         self._rows = {name: row for row, name in enumerate(store.ids)}
 
-    def require_same_images(self, samples: Sequence[Sample]) -> None:
+    def require_same_images(self, samples: Sequence[Sample], sizes: Sequence[int]) -> None:
         """Raises StoreMismatch where samples of this source are other images than those of their name that the cache was made from.
 
-        All sizes are compared, and a few images are read and hashed.
+        All `sizes` in bytes are compared, −1 where nobody knows, and a few images are read and hashed.
         """
-        known = [(row, sample) for sample in samples if (row := self._rows.get(sample.id)) is not None and self._valid[row]]
-        for row, sample in known:
-            if min(size := sample.size, self._sizes[row]) >= 0 and size != self._sizes[row]:
+        known: list[tuple[int, Sample]] = []
+        for sample, size in zip(samples, sizes, strict=True):
+            row = self._rows.get(sample.id)
+            if row is None or not self._valid[row]:
+                continue
+            if min(size, self._sizes[row]) >= 0 and size != self._sizes[row]:
                 raise self._mismatch(sample, f"it has {size} bytes now, {self._sizes[row]} then")
+            known.append((row, sample))
         witnesses = (known[number] for number in spread(len(known)))
-        if (changed := first_changed((sample, np.asarray(self._inputs[row])) for row, sample in witnesses)) is not None:
+        if (changed := ask((sample, np.asarray(self._inputs[row])) for row, sample in witnesses).against) is not None:
             raise self._mismatch(changed, "its bytes are others now")
 
     def _mismatch(self, sample: Sample, how: str) -> StoreMismatch:

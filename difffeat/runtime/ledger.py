@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from difffeat.errors import StoreIncomplete, TooManyBadSamples
+from difffeat.errors import StoreIncomplete, StoreMismatch, TooManyBadSamples
 from difffeat.runtime.job import Event, Piece
 from difffeat.runtime.manifest import Receipt
 from difffeat.runtime.origin import extract_commands, readable_origin
 from difffeat.runtime.progress import Clock, Summary
 from difffeat.runtime.samples import Sample, Source
-from difffeat.runtime.witness import require_same_images
+from difffeat.runtime.table import renamed
+from difffeat.runtime.witness import require_same_images, same_under_other_ids
 from difffeat.runtime.writer import StoreWriter
 
 FIRST_IDS = 5
@@ -27,7 +28,8 @@ class Ledger:
 
     **Arguments:** `writer` open; `samples` of the source; `retry` whether quarantined rows are run again.
 
-    Raises StoreMismatch where an image is another one than its row was computed from, TooManyBadSamples where that is known already.
+    Raises StoreMismatch where an image is another one than its row was computed from, or is added under a second id, TooManyBadSamples where that
+    is known already.
     """
 
     def __init__(self, writer: StoreWriter, samples: Sequence[Sample], clock: Clock, *, retry: bool, max_bad_fraction: float) -> None:
@@ -39,7 +41,10 @@ class Ledger:
         self._retried = self._still_bad = 0
         for number in range(len(writer.manifest.shards)):
             self._look_up(number)
-        require_same_images(writer.path, writer.manifest, self.receipts, samples, writer.match.places)
+        done = (writer.path, writer.manifest, self.receipts, samples, writer.match.places)
+        require_same_images(*done)
+        if writer.added and (pairs := renamed(writer.match.columns, writer.manifest.rows - writer.added, writer.match.places)):
+            self._require_new(pairs, same_under_other_ids(*done, pairs))
         self._require_few_bad()
 
     def _look_up(self, number: int) -> None:
@@ -102,12 +107,22 @@ class Ledger:
             added=self._writer.added,
             healed=self._retried - self._still_bad,
             retried=self._retried if self._retry else None,
+            missing=tuple(self._beyond),
             batch_size=manifest.batch_size,
             workers=workers,
             device=device,
             executor=executor,
             reasons=_reasons(self.receipts),
         )
+
+    def _require_new(self, pairs: Sequence[tuple[int, int]], same: bool) -> None:
+        ids = self._writer.match.columns["id"]
+        if same:
+            row, new = pairs[0]
+            raise StoreMismatch(
+                f"{self._writer.path}: {len(pairs)} images are already there under other ids: {ids[row]!r} is now {ids[new]!r}. Adding them would "
+                "double their rows. List them with the --id-column they were listed with, or add the new files alone."
+            )
 
     def require_whole(self) -> None:
         """Raises StoreIncomplete, with what to type next, where shards are missing whose samples the source does not hold."""

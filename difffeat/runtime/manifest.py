@@ -72,7 +72,7 @@ class Manifest:
         """NumPy name of the stored type."""
         return DTYPES[self.recipe.run.store_dtype]
 
-    @property
+    @cached_property
     def first_rows(self) -> tuple[int, ...]:
         """Where each shard begins."""
         starts, row = [], 0

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from difffeat.errors import ConfigError, StoreMismatch
 from difffeat.runtime.manifest import ROW_FIELDS, Manifest, Receipt, SamplesPart, require_same
-from difffeat.runtime.table import COLUMNS, Columns, joint_digest, renamed, row_digests, shard_digests, take
+from difffeat.runtime.table import COLUMNS, Columns, joint_digest, row_digests, shard_digests, take
 
 _TOLD = 5
 """Differences of samples that are listed."""
@@ -24,6 +24,8 @@ class Mode(Enum):
     RESUME = "resume"
     APPEND = "append"
     RETRY = "retry-quarantined"
+    REPAIR = "repair"
+    """As `APPEND`, but nothing is added."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,10 @@ def match_resume(found: Manifest, stored: Columns, asked: Manifest, columns: Col
     return Match(manifest, columns, tuple(range(manifest.rows)), digests, digests)
 
 
-def match_append(found: Manifest, stored: Columns, asked: Manifest, columns: Columns, store: Path, *, rebatch: bool) -> Match:
-    """Samples that are there must be the same; the others follow, in the source's order. Raises StoreMismatch naming the first difference."""
+def match_append(found: Manifest, stored: Columns, asked: Manifest, columns: Columns, store: Path, *, rebatch: bool, add: bool = True) -> Match:
+    """Samples that are there must be the same; the others follow, in the source's order, or are left (`add`). Raises StoreMismatch naming the first
+    difference.
+    """
     _require_configuration(found, asked, store, rebatch)
     place = {name: index for index, name in enumerate(columns["id"])}
     held = [place.get(name) for name in stored["id"]]
@@ -72,15 +76,8 @@ def match_append(found: Manifest, stored: Columns, asked: Manifest, columns: Col
                 f"{store}: a sample that is already there is another one in the source: {difference}. Only new samples can be added; choose another "
                 "-o for changed ones, or mend quarantined ones with --retry-quarantined."
             )
-    if pairs := renamed(stored, columns):
-        row, index = pairs[0]
-        raise StoreMismatch(
-            f"{store}: {len(pairs)} samples are already there under other ids: {stored['id'][row]!r} is now {columns['id'][index]!r} "
-            f"({columns['image'][index]}). Adding them would double their rows. List them with the --id-column they were listed with, or add the new "
-            "files alone."
-        )
     known = set(stored["id"])
-    new = [index for index, name in enumerate(columns["id"]) if name not in known]
+    new = [index for index, name in enumerate(columns["id"]) if add and name not in known]
     added = take(columns, new)
     whole = {name: stored[name] + added[name] for name in COLUMNS}
     rows = row_digests(whole)

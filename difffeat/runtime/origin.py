@@ -5,6 +5,7 @@ The manifest decides what a store's bytes are; `origin.json` only adds what it c
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Iterable, Mapping
@@ -15,12 +16,13 @@ from typing import Any, Self
 from difffeat.errors import StoreCorrupt
 from difffeat.runtime.files import Files
 from difffeat.runtime.manifest import Manifest, read_json
-from difffeat.runtime.places import absolute
+from difffeat.runtime.places import absolute, is_pattern
 
 FORMAT = "difffeat-origin/1"
 ORIGIN = "origin.json"
 _PLACES = ("images", "coco_captions", "classes", "latents")
 """Options that name a file or folder."""
+_UNUSUAL = frozenset("[]{}*?")
 _PASSWORD = re.compile(r"(://[^/?#@:]*:)[^/?#@]+@")
 
 
@@ -44,7 +46,7 @@ class Origin:
         """
         chosen = {name: value for name, value in given.items() if name not in defaults or value != defaults[name]}
         plain = {name.replace("_", "-"): _plain(name, value) for name, value in chosen.items()}
-        return cls(absolute(artifact), without_password(absolute(source)), plain)
+        return cls(absolute(artifact), without_password(_absolute_source(source)), plain)
 
     def of_part(self, part: int) -> Origin | None:
         """Of the samples in one part of the samples table; None where nobody knows."""
@@ -68,6 +70,11 @@ class Origin:
             raise ValueError("artifact and source must be text")
         added = tuple(None if own is None else cls.from_dict(own) for own in data.get("added", ()))
         return cls(data["artifact"], data["source"], dict(data["options"]), added)
+
+
+def _absolute_source(source: str) -> str:
+    """A pattern stays as it is below a folder whose own name would be taken for one."""
+    return source if is_pattern(source) and not _UNUSUAL.isdisjoint(os.getcwd()) else absolute(source)
 
 
 def _plain(name: str, value: Any) -> Any:

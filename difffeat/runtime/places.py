@@ -48,8 +48,11 @@ def suffix_of(place: str) -> str:
 
 
 def absolute(place: str) -> str:
-    """A path from the root, whatever patterns are in it; URLs stay as they are."""
-    return place if is_url(place) else os.path.abspath(os.path.expanduser(place))
+    """A path from the root; URLs stay as they are. Nothing is taken out of it: behind a link `..` is not the folder before."""
+    if is_url(place):
+        return place
+    path = os.path.join(os.getcwd(), os.path.expanduser(place))
+    return path if ".." in path.split(os.sep) else os.path.normpath(path)
 
 
 def is_hidden(path: str) -> bool:

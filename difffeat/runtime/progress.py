@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from difffeat.errors import EXIT_OK, EXIT_QUARANTINE
+from difffeat.errors import EXIT_OK, EXIT_QUARANTINE, StoreIncomplete
 
 STAGES = ("decode", "noise", "copy", "engine", "write")
 
@@ -49,6 +49,7 @@ class Summary:
     added: int = 0
     healed: int = 0
     retried: int | None = None
+    missing: tuple[int, ...] = ()
     batch_size: int = 0
     workers: int = 1
     device: str = "cpu"
@@ -57,8 +58,8 @@ class Summary:
 
     @property
     def exit_code(self) -> int:
-        """0, or 3 with samples in quarantine."""
-        return EXIT_QUARANTINE if self.quarantined else EXIT_OK
+        """0; 3 with samples in quarantine; that of StoreIncomplete with shards whose samples the source does not hold."""
+        return StoreIncomplete.exit_code if self.missing else EXIT_QUARANTINE if self.quarantined else EXIT_OK
 
     @property
     def rate(self) -> float:

@@ -53,24 +53,25 @@ def open_source(locator: str | Path, options: SourceOptions | None = None) -> So
         place, options = before, replace(options, split=split)
     if options.images is not None:
         options = replace(options, images=absolute(str(options.images)))
-    source = _read(absolute(place), options, name)  # blobs are read by workers too, which live in other folders
+    source = _read(place, options, name)
     return _labelled(source) if options.drop_unlabelled else source
 
 
 def _read(place: str, options: SourceOptions, name: str) -> Source:
+    """Places become absolute, since blobs are read by workers too, which live in other folders; patterns are expanded as they were written."""
     if not is_url(place) and os.path.isdir(place):
-        return _read_folder(Path(place), options, name)
+        return _read_folder(Path(absolute(place)), options, name)
     if options.dataset not in (None, FOLDER):
         raise SourceError(f"{name} is no folder on this disk, which --dataset {options.dataset} needs: the root of the data set.")
     if options.split is not None and suffix_of(place) != ".json":
         raise _no_splits(options, name)
     if is_pattern(place):
-        return _read_files(expand(place), options, name)
+        return _read_files([absolute(found) for found in expand(place)], options, name)
     if is_url(place):
         return _read_files([place], options, name) if suffix_of(place) in (*ACCEPTED, *PACKED) else read_folder(place, options.class_folders, name)
     if not os.path.exists(place):
         raise SourceError(f"{name} does not exist. Pass a folder of images, a CSV, JSONL or Parquet manifest, tar shards, or COCO JSON.")
-    return _read_files([place], options, name)
+    return _read_files([absolute(place)], options, name)
 
 
 def _read_folder(root: Path, options: SourceOptions, name: str) -> Source:

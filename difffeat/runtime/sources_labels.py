@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from difffeat.errors import SampleError, SourceFormatError
@@ -22,7 +22,7 @@ class LabelReader:
 
     def __init__(self, classes: Sequence[str] = (), *, multi_hot: bool | None = None, separated: bool = False) -> None:
         self.classes, self._multi_hot, self._separated = tuple(classes), multi_hot, separated
-        self._known, self._doubtful = frozenset(self.classes), False
+        self._known, self._doubtful, self.unknown = frozenset(self.classes), False, 0
         self._same: dict[tuple[str, ...], tuple[str, ...]] = {}
         self._texts: dict[str, tuple[str, ...]] = {}
 
@@ -61,8 +61,11 @@ class LabelReader:
         if isinstance(cell, str) and cell in self._texts:
             return self._texts[cell]
         if self._is_none(cell):
+            self.unknown += cell is not None
             return None
         parts = self._parts(cell)
+        if self._multi_hot and not self.classes and parts:
+            self._number_classes({len(parts)}, where)
         self._refuse_vector(parts, where)
         names = self._from_vector(parts) if self._multi_hot else tuple(dict.fromkeys(self._name(part, where) for part in parts))
         names = self._same.setdefault(names, names)
@@ -122,6 +125,22 @@ class LabelReader:
             f"{where}: label {text[:80]!r} is none of the {len(self.classes)} classes ({', '.join(self.classes[:4])} ...). "
             "Mend it, or pass --classes FILE with all names."
         )
+
+
+def unknown_notes(readers: Iterable[LabelReader], classes: Sequence[str], name: str) -> tuple[str, ...]:
+    """A sentence that counts the labels −1 that were read as none; no sentence without any.
+
+    Raises SourceFormatError where 1 is the only other label and nobody named the classes: then −1 is more likely one than none.
+    """
+    unknown, named = sum(reader.unknown for reader in readers), any(reader.classes for reader in readers)
+    if not unknown:
+        return ()
+    if tuple(classes) == ("1",) and not named:
+        raise SourceFormatError(
+            f"{name}: its labels are 1 and -1, and -1 alone means that nobody knows a label. If they are two classes, name both with --classes FILE "
+            "(a line with -1, a line with 1); if there is one, name that."
+        )
+    return (f"{unknown} labels -1 are read as unknown, as published test sets write it; a class of that name is named with --classes FILE",)
 
 
 def _bit(value: Any) -> bool | None:

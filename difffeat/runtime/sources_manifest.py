@@ -20,7 +20,7 @@ from difffeat.runtime.places import blob_at, open_place, parent, suffix_of
 from difffeat.runtime.remote import is_url, locate
 from difffeat.runtime.samples import IMAGE_SUFFIXES, Sample, Source, broken_notes, broken_sample, multi_hot_classes
 from difffeat.runtime.sources_columns import Columns, first_filled, read_captions, require_columns, require_distinct
-from difffeat.runtime.sources_labels import LabelReader
+from difffeat.runtime.sources_labels import LabelReader, unknown_notes
 from difffeat.runtime.sources_options import SourceOptions
 from difffeat.runtime.sources_tables import Tables
 
@@ -109,7 +109,8 @@ def _listed(reader: _Rows | Tables, options: SourceOptions, name: str) -> Source
     classes: tuple[str, ...] = ()
     if any(sample.labels is not None for sample in listing.samples):
         classes = tuple(dict.fromkeys(name for each in readers for name in each.classes)) or multi_hot_classes(listing.samples)
-    return Source(name, tuple(listing.samples), classes, notes=broken_notes(listing.samples))
+    notes = (*broken_notes(listing.samples), *unknown_notes(readers, classes, name))
+    return Source(name, tuple(listing.samples), classes, notes=notes)
 
 
 def _add(listing: _Listing, reader: _Rows | Tables, labels: LabelReader, place: str, number: int, row: Row) -> None:

@@ -17,7 +17,7 @@ from difffeat.runtime.places import open_place, path_of
 from difffeat.runtime.remote import is_url
 from difffeat.runtime.samples import IMAGE_SUFFIXES, Sample, Source, broken_notes, broken_sample, multi_hot_classes
 from difffeat.runtime.sources_columns import Columns, first_filled, read_captions
-from difffeat.runtime.sources_labels import LabelReader
+from difffeat.runtime.sources_labels import LabelReader, unknown_notes
 from difffeat.runtime.sources_manifest import LOOKED_AT
 from difffeat.runtime.sources_options import SourceOptions
 
@@ -56,7 +56,7 @@ def read_tars(places: Sequence[str], options: SourceOptions, name: str) -> Sourc
     _require_distinct(entries, parts, name)
     samples = tuple(_sample(entry, parts, labels) for entry in entries)
     classes = (labels.classes or multi_hot_classes(samples)) if any(sample.labels is not None for sample in samples) else ()
-    return Source(name, samples, classes, +ignored, broken_notes(samples))
+    return Source(name, samples, classes, +ignored, (*broken_notes(samples), *unknown_notes([labels], classes, name)))
 
 
 @dataclass(slots=True)

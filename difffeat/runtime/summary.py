@@ -27,6 +27,7 @@ def summary_dict(summary: Summary) -> dict[str, Any]:
         "added": summary.added,
         "healed": summary.healed,
         "retried": summary.retried,
+        "missing_shards": list(summary.missing),
         "computed_shards": summary.computed,
         "skipped_shards": summary.skipped,
         "samples": summary.samples,

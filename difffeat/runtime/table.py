@@ -58,19 +58,19 @@ def _lists_as_json(lists: Sequence[Sequence[Any] | None]) -> list[str]:
     return [texts[key] for key in keys]
 
 
-def renamed(stored: Columns, columns: Columns) -> list[tuple[int, int]]:
-    """Rows of a store and samples of a source that are the same image, captions and labels under two ids, neither of which the other side has.
+def renamed(columns: Columns, known: int, places: Sequence[int | None]) -> list[tuple[int, int]]:
+    """Rows from `known` on that look like an older row which the source does not list any more (`places`): the same image by name and size, captions
+    and labels, under another id. Names that say little (cells of a table, URLs) have no size, and are not looked at.
 
-    To add these samples would double the rows. Of images that merely share their names some differ in their bytes, captions or labels; then none is
-    listed. Samples without an image are not looked at.
-
-    **Returns:** pairs of (row in `stored`, row in `columns`).
+    **Returns:** pairs of (older row, row).
     """
-    held, listed = set(stored["id"]), set(columns["id"])
-    gone = {stored["image"][row]: row for row, name in enumerate(stored["id"]) if name not in listed and stored["image"][row] is not None}
-    pairs = [(gone[image], row) for row, image in enumerate(columns["image"]) if image in gone and columns["id"][row] not in held]
-    alike = all(stored[name][row] == columns[name][other] for row, other in pairs for name in ("bytes", "captions", "labels"))
-    return pairs if alike else []
+    alike = ("image", "bytes", "captions", "labels")
+
+    def key(row: int) -> str:
+        return canonical_json([columns[name][row] for name in alike])
+
+    gone = {key(row): row for row in range(known) if places[row] is None and columns["bytes"][row] >= 0}
+    return [(gone[own], row) for row in range(known, len(columns["id"])) if gone and (own := key(row)) in gone]
 
 
 def joint_digest(rows: Sequence[bytes]) -> str:
@@ -136,32 +136,42 @@ def read_table(store: Path, manifest: Manifest) -> tuple[Columns, list[bytes]]:
 def restored_table(store: Path, manifest: Manifest, source: Columns) -> tuple[Columns, list[bytes], dict[int, Columns]]:
     """The whole table and the digest of each row, with damaged parts out of a source that lists the very samples they held; those parts by number.
 
-    The source may list one part's samples, or those of all parts in their order. Raises StoreCorrupt where it does neither.
+    The source may list one part's samples, those of all parts in their order, or, as a folder that was added to, the part's in between others.
+    Raises StoreCorrupt where it does none of these.
     """
-    given = row_digests(source)
-    columns: Columns = {name: [] for name in COLUMNS}
-    rows: list[bytes] = []
-    mended: dict[int, Columns] = {}
+    given, readable, damaged = row_digests(source), dict[int, Columns](), dict[int, StoreCorrupt]()
     for number, part in enumerate(manifest.samples):
-        path = part_path(store, number)
         try:
-            found, digests = _checked_part(path, part)
+            readable[number] = _checked_part(part_path(store, number), part)[0]
         except StoreCorrupt as error:
-            start = next((s for s in (len(rows), 0) if joint_digest(given[s : s + part.rows]) in (part.digest, part.becoming)), None)
-            if start is None:
-                raise error
-            found, digests = take(source, range(start, start + part.rows)), given[start : start + part.rows]
-            mended[number] = found
-        rows += digests
-        for name in COLUMNS:
-            columns[name] += found[name]
-    return columns, rows, mended
+            damaged[number] = error
+    known = {name for columns in readable.values() for name in columns["id"]}
+    left = [row for row, name in enumerate(source["id"]) if name not in known]
+    mended: dict[int, Columns] = {}
+    start = 0
+    for number, part in enumerate(manifest.samples):
+        if number in damaged:
+            candidates = (range(start, start + part.rows), range(part.rows), left[: part.rows])
+            rows = next((rows for rows in candidates if _is_part([given[row] for row in rows if row < len(given)], part)), None)
+            if rows is None:
+                raise damaged[number]
+            mended[number] = take(source, rows)
+            taken = set(rows)
+            left = [row for row in left if row not in taken]
+        start += part.rows
+    parts = [mended.get(number) or readable[number] for number in range(len(manifest.samples))]
+    columns = {name: [value for part in parts for value in part[name]] for name in COLUMNS}
+    return columns, row_digests(columns), mended
+
+
+def _is_part(digests: Sequence[bytes], part: SamplesPart) -> bool:
+    return joint_digest(digests) in (part.digest, part.becoming)
 
 
 def _checked_part(path: Path, part: SamplesPart) -> tuple[Columns, list[bytes]]:
     found = _read_part(path, part.rows)
     digests = row_digests(found)
-    if joint_digest(digests) not in (part.digest, part.becoming):
+    if not _is_part(digests, part):
         raise StoreCorrupt(f"{path} is not the one the manifest was written with. {_RESTORE}")
     return found, digests
 

@@ -65,12 +65,18 @@ class ShardWriter:
     def write(
         self, shard: int, arrays: Mapping[str, np.ndarray], quarantined: Sequence[Mapping[str, Any]], replacing: Receipt | None = None
     ) -> Receipt:
-        """Commit a shard, then its receipt; then remove the file that it replaces, if any."""
+        """Commit a shard, then its receipt; then remove the file that it replaces, if any.
+
+        A receipt that is there already is of other samples, or of bytes that are gone: it goes first, lest it be taken for this shard's.
+        """
         from safetensors.numpy import save
 
         generation = 0 if replacing is None else replacing.generation + 1
         content = save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
         with writing(self.path):
+            if replacing is None and (stale := receipt_path(self.path, shard)).exists():
+                self._files.remove(stale)
+                self._files.fsync(stale.parent)
             written: Written = self._files.commit(shard_path(self.path, shard, generation), iter_chunks(content), len(content))
         receipt = self._receipt(shard, written, quarantined, generation)
         with writing(self.path):
@@ -198,8 +204,8 @@ class StoreWriter:
         stored, digests = self._stored()
         self._settled = _settled(self._on_disk, digests)
         arguments = (self._settled, stored, self._asked, self._columns, self.path)
-        if self._mode is Mode.APPEND:
-            self.match = match_append(*arguments, rebatch=self._rebatch)
+        if self._mode in (Mode.APPEND, Mode.REPAIR):
+            self.match = match_append(*arguments, rebatch=self._rebatch, add=self._mode is Mode.APPEND)
         elif self._mode is Mode.RETRY:
             receipts = [_readable_receipt(self.path, self._on_disk, shard) for shard in range(len(self._on_disk.shards))]
             self.match = match_retry(*arguments, receipts, rebatch=self._rebatch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -75,9 +76,15 @@ def _lines(facts: dict[str, Any], store: Store, origin: Origin | None) -> list[s
         f"  engine {engine['name']} ({engine['precision']}, {engine['device']}), batch {manifest['batch_size']}",
         f"  versions {', '.join(f'{name} {version}' for name, version in manifest['versions'].items())}",
         *([f"  made from {origin.source} with {origin.artifact}"] if origin is not None else []),
-        *([f"  added from {added.source}" for added in origin.added if added is not None] if origin is not None else []),
+        *([f"  added from {own.source}" for own in _added(origin, manifest)]),
         f"  fingerprint {facts['fingerprint']}",
     ]
+
+
+def _added(origin: Origin | None, manifest: Mapping[str, Any]) -> list[Origin]:
+    """Where samples were added from; not what an append that was stopped has only noted."""
+    noted = () if origin is None else origin.added[: len(manifest["samples"]) - 1]
+    return [own for own in noted if own is not None]
 
 
 def _reason_line(reason: dict[str, Any]) -> str:

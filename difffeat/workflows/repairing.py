@@ -13,12 +13,14 @@ import numpy as np
 from difffeat.engines import Artifact, EngineOptions
 from difffeat.errors import EXIT_OK, ConfigError, StoreCorrupt, StoreIncomplete, StoreMismatch
 from difffeat.runtime.check import UNFINISHED, check
+from difffeat.runtime.latents import LatentCache
 from difffeat.runtime.manifest import Manifest, differences, read_manifest
 from difffeat.runtime.matching import Mode
 from difffeat.runtime.origin import Origin, extract_command, extract_commands, readable_origin
 from difffeat.runtime.repair import Diagnosis, diagnose, inputs_of, mendable, set_aside, shard_digests_of
 from difffeat.runtime.sources import open_source
 from difffeat.runtime.sources_options import SourceOptions
+from difffeat.runtime.table import sample_columns
 from difffeat.workflows.commands import run_extract
 
 Say = Callable[..., None]
@@ -70,7 +72,11 @@ def run_repair(
     if artifact is None or origin is None or not found.needs_extraction:
         return _set_aside_only(store, found, command)
     require_same_graph(store, manifest, Artifact.open(artifact))
-    here = mendable(store, manifest, open_source(origin.source, _source_options(origin)), found)
+    listed = open_source(origin.source, _source_options(origin))
+    if "latents" in origin.options:
+        cache = LatentCache(Path(origin.options["latents"]), manifest.recipe.graph, manifest.recipe.run)
+        cache.require_same_images(listed.samples, sample_columns(listed.samples)["bytes"])
+    here = mendable(store, manifest, listed, found)
     damaged = [shard for shard in found.shards if shard in here]
     before, read = shard_digests_of(store, manifest, damaged), inputs_of(store, manifest, damaged)
     removed = set_aside(store, found, shards=damaged)
@@ -132,7 +138,7 @@ def _extract(store: Path, manifest: Manifest, origin: Origin, threads: int | Non
         source_options=_source_options(origin),
         max_bad_fraction=1.0,
         executor="local",
-        mode=Mode.APPEND if len(manifest.samples) > 1 else Mode.RESUME,
+        mode=Mode.REPAIR if len(manifest.samples) > 1 else Mode.RESUME,
         overwrite=False,
         say=say,
     )

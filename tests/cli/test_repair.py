@@ -182,3 +182,40 @@ def test_appending_what_is_there_with_other_images_is_refused(run: Run, images: 
     before = tree(Path("out"))
     assert run("extract", artifact, images, "-o", "out", "--batch-size", "2", "--append").code == 1
     assert tree(Path("out")) == before
+
+
+def test_a_repair_of_a_store_that_grew_adds_nothing(run: Run, grown: tuple[Path, Path]) -> None:
+    images, more = grown
+    picture(60).save(more / "another.png")
+    assert run("store", "repair", "out", exported("image").path, more).code == 5
+    assert run("store", "repair", "out", exported("image").path, images).code == 0
+    assert tree(Path("out")) == tree(Path("whole"))
+
+
+def test_a_folder_that_was_added_to_restores_each_part_of_the_samples_table(run: Run, images: Path) -> None:
+    artifact = exported("image").path
+    run("extract", artifact, images, "-o", "out", "--shard-size", "2", "--batch-size", "2")
+    for name in ("00a", "zz"):
+        picture(len(name)).save(images / f"{name}.png")
+    run("extract", artifact, images, "-o", "out", "--shard-size", "2", "--batch-size", "2", "--append")
+    before = tree(Path("out"))
+    for parts in (["samples.parquet"], ["samples-00001.parquet"], ["samples.parquet", "samples-00001.parquet"]):
+        for part in parts:
+            Path("out", part).write_bytes(b"nothing")
+        result = run("store", "repair", "out", artifact, images)
+        assert (result.code, tree(Path("out")) == before) == ((0, True) if len(parts) == 1 else (1, False)), result.err
+    assert "does not restore the samples table" in result.err
+
+
+def test_a_repair_from_latents_touches_nothing_where_the_images_are_others(run: Run, images: Path) -> None:
+    latents, features = exported("latents").path, exported("from-latents").path
+    run("extract", latents, images, "-o", "cache", "--batch-size", "2")
+    assert run("extract", features, images, "-o", "out", "--latents", "cache", "--shard-size", "2", "--batch-size", "2").code == 0
+    spoil(Path("out"))
+    damaged = tree(Path("out"))
+    content = bytearray((images / "01.png").read_bytes())
+    (images / "01.png").write_bytes(content[:-1] + b"x")
+    refused = run("store", "repair", "out", features, images, "--latents", "cache")
+    assert refused.code == 1
+    assert "was made from another image than '01' (01.png)" in refused.err
+    assert tree(Path("out")) == damaged

@@ -14,11 +14,15 @@ from difffeat.recipe import RunRecipe
 from difffeat.runtime.extract import Summary, extract
 from difffeat.runtime.files import Files
 from difffeat.runtime.matching import Mode
+from difffeat.runtime.origin import Origin
 from difffeat.runtime.sources import open_source
 from difffeat.workflows.scenes import tokenizer_json
 from tests.runtime.fake import CountedFiles, FakeEngine, FakeTextEngine, encoded, folder_of_images, tree
 
 ENGINES: dict[str, Callable[[], Engine]] = {"image": FakeEngine, "text": FakeTextEngine}
+
+
+ORIGIN = Origin("/artifact", "/source")
 
 
 def make_source(folder: Path, count: int = 10) -> Path:
@@ -33,7 +37,7 @@ def make_source(folder: Path, count: int = 10) -> Path:
 
 def run(kind: str, source: Path, out: Path, *, engine: Engine | None = None, files: Files | None = None, **options: Any) -> Summary:
     """One extraction by a little engine, in three shards of up to four rows."""
-    arguments = {"batch_size": 2, "shard_size": 4, "num_workers": 1, "tokenizer": source.parent / "tokenizer.json", **options}
+    arguments = {"batch_size": 2, "shard_size": 4, "num_workers": 1, "tokenizer": source.parent / "tokenizer.json", "origin": ORIGIN, **options}
     return extract(engine or ENGINES[kind](), open_source(source), out, files=files, **arguments)
 
 

@@ -168,6 +168,15 @@ def test_a_result_that_cannot_be_printed_says_so() -> None:
     )
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_help_that_cannot_be_printed_says_so_too() -> None:
+    with Path("/dev/full").open("w") as full:
+        unprinted = difffeat("--help", stdout=full)
+    assert unprinted.returncode == 4
+    assert "difffeat: OutputError: a file was refused: No space left on device" in unprinted.stderr
+    assert "Traceback" not in unprinted.stderr
+
+
 def test_a_reader_that_has_seen_enough_is_no_error() -> None:
     reading, writing = os.pipe()
     os.close(reading)

@@ -388,7 +388,66 @@ def test_samples_that_are_there_under_other_ids_are_not_added_again(tmp_path: Pa
 
     run(listed("a", "b"), out)
     before = tree(out)
-    with pytest.raises(StoreMismatch, match=r"2 samples are already there under other ids: 'a' is now 'x' \(images/00\.png\)\. Adding them"):
+    with pytest.raises(StoreMismatch, match=r"2 images are already there under other ids: 'a' is now 'x'\. Adding them"):
         run(listed("x", "y", "z"), out, Mode.APPEND)
     assert tree(out) == before
-    assert run(listed("a", "b", "c"), out, Mode.APPEND).added == 1
+    for index in range(2):  # other pictures of those names, as the other split of a data set has them
+        (tmp_path / f"images/0{index}.png").write_bytes((tmp_path / f"images/0{index}.png").read_bytes()[:-1] + b"x")
+    assert run(listed("x", "y", "z"), out, Mode.APPEND).added == 3
+
+
+def test_a_repair_adds_nothing(source: Path, tmp_path: Path) -> None:
+    out, listed = tmp_path / "out", open_source(source)
+    run(Source("first", listed.samples[:4]), out)
+    run(Source("more", listed.samples[4:8]), out, Mode.APPEND)
+    before = tree(out)
+    (out / "receipts" / "00001.json").unlink()
+    summary = run(Source("more and others", listed.samples[4:]), out, Mode.REPAIR)
+    assert (summary.rows, summary.added, summary.computed) == (8, 0, 1)
+    assert tree(out) == before
+
+
+def test_a_receipt_of_other_samples_is_gone_before_their_shard_is_written(source: Path, tmp_path: Path) -> None:
+    """Two appends of like size, both killed: the first one's receipt must not vouch for the second one's shard."""
+
+    class Killed(BaseException):
+        pass
+
+    listed = open_source(source)
+    first, some, others = (Source(name, listed.samples[rows]) for name, rows in (("a", slice(4)), ("b", slice(4, 7)), ("c", slice(7, 10))))
+    run(first, tmp_path / "base")
+    run(some, Path(shutil.copytree(tmp_path / "base", tmp_path / "whole")), Mode.APPEND)
+    whole = tree(tmp_path / "whole")
+
+    def killed(more: Source, out: Path, stop: int) -> bool:
+        def at(number: int, name: str) -> None:
+            if number == stop:
+                raise Killed
+
+        try:
+            run(more, out, Mode.APPEND, files=CountedFiles(at))
+        except Killed:
+            return True
+        return False
+
+    counting = CountedFiles(lambda number, name: None)
+    run(some, Path(shutil.copytree(tmp_path / "base", tmp_path / "counted")), Mode.APPEND, files=counting)
+    before_manifest = next(stop for stop in reversed(range(counting.count)) if _receipted_not_listed(tmp_path, some, stop, killed))
+    stop = 0
+    while True:
+        out = Path(shutil.copytree(tmp_path / "base", tmp_path / f"out{stop}"))
+        assert killed(some, out, before_manifest)
+        if not killed(others, out, stop):
+            break
+        if len(Store.open(out).ids) == 4:  # else the others are there
+            run(some, out, Mode.APPEND)
+            assert tree(out) == whole, stop
+        stop += 1
+    assert stop > 20
+
+
+def _receipted_not_listed(tmp_path: Path, more: Source, stop: int, killed: Any) -> bool:
+    """Whether a kill there leaves the new shard with its receipt, in a store that does not list it yet."""
+    out = Path(shutil.copytree(tmp_path / "base", tmp_path / f"looking{stop}"))
+    killed(more, out, stop)
+    return (out / "receipts" / "00001.json").exists() and len(Store.open(out).ids) == 4

@@ -435,3 +435,23 @@ def test_images_are_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.Mo
     for source in listed:
         assert source.samples[0].image is not None
         assert source.samples[0].image.read().startswith(b"\x89PNG")
+
+
+def test_patterns_are_found_below_a_folder_whose_own_name_looks_like_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    odd = tmp_path / "set[1]{2,3}"
+    odd.mkdir()
+    for part in "ab":
+        (odd / f"{part}.jsonl").write_text(f'{{"id": "{part}", "caption": "the two"}}\n')
+    monkeypatch.chdir(odd)
+    for pattern in ("*.jsonl", "{a,b}.jsonl"):
+        assert [sample.id for sample in open_source(pattern).samples] == ["a", "b"]
+
+
+def test_a_way_back_behind_a_link_is_followed_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder, count in (("images", 3), ("deep/images", 2)):
+        (tmp_path / folder).parent.mkdir(exist_ok=True)
+        folder_of_images(tmp_path / folder, count)
+    (tmp_path / "deep/inner").mkdir()
+    (tmp_path / "link").symlink_to("deep/inner")
+    monkeypatch.chdir(tmp_path)
+    assert len(open_source("link/../images")) == 2

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from difffeat.errors import SampleError, SourceFormatError
+from difffeat.runtime.samples import Source
 from difffeat.runtime.sources import open_source
 from difffeat.runtime.sources_labels import LabelReader
 from difffeat.runtime.sources_options import SourceOptions, read_class_names
@@ -187,3 +188,25 @@ def test_a_class_file_that_will_not_do_is_told(content: bytes | None, message: s
         (tmp_path / "names").write_bytes(content)
     with pytest.raises(SourceFormatError, match=message):
         read_class_names(tmp_path / "names")
+
+
+def test_labels_of_minus_one_are_counted_as_unknown_and_refused_beside_one_alone(tmp_path: Path) -> None:
+    def listed(*labels: str, **options: Any) -> Source:
+        (tmp_path / "m.csv").write_text("image,label\n" + "".join(f"{n}.png,{label}\n" for n, label in enumerate(labels)))
+        return open_source(tmp_path / "m.csv", SourceOptions(**options))
+
+    source = listed("-1", "3", "1", "-1")
+    assert source.classes == ("1", "3")
+    assert source.notes == ("2 labels -1 are read as unknown, as published test sets write it; a class of that name is named with --classes FILE",)
+    with pytest.raises(SourceFormatError, match=r"its labels are 1 and -1, and -1 alone means that nobody knows a label\."):
+        listed("-1", "1")
+    (tmp_path / "classes.txt").write_text("-1\n1\n")
+    both = listed("-1", "1", classes=tmp_path / "classes.txt")
+    assert ([sample.labels for sample in both.samples], both.notes) == ([("-1",), ("1",)], ())
+
+
+def test_vectors_that_begin_late_are_numbered_too(tmp_path: Path) -> None:
+    lines = ['{"image": "a.png", "labels": null}'] * 1200 + ['{"image": "b.png", "labels": [0, 1, 1]}']
+    (tmp_path / "m.jsonl").write_text("".join(line[:-1] + f', "id": "{n}"}}\n' for n, line in enumerate(lines)))
+    source = open_source(tmp_path / "m.jsonl", SourceOptions(multi_hot=True))
+    assert (source.classes, source.samples[-1].labels) == (("0", "1", "2"), ("1", "2"))

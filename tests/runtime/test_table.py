@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from difffeat.runtime.blobs import BytesBlob
+from difffeat.runtime.blobs import BytesBlob, UrlBlob
 from difffeat.runtime.samples import Sample
 from difffeat.runtime.table import COLUMNS, renamed, row_digests, sample_columns
 
@@ -35,15 +35,23 @@ STORED = [image("0", "a.tar/0.png"), image("1", "a.tar/1.png", 2)]
 @pytest.mark.parametrize(
     ("listed", "pairs"),
     [
-        ([image("a/0", "a.tar/0.png"), image("b/0", "b.tar/0.png"), image("a/1", "a.tar/1.png", 2)], [(0, 0), (1, 2)]),
-        ([image("0", "a.tar/0.png"), image("a/1", "a.tar/1.png", 2)], [(1, 1)]),
+        ([image("a/0", "a.tar/0.png"), image("b/0", "b.tar/0.png"), image("a/1", "a.tar/1.png", 2)], [(0, 2), (1, 4)]),
+        ([image("0", "a.tar/0.png"), image("a/1", "a.tar/1.png", 2)], [(1, 2)]),
         ([*STORED, image("b/0", "b.tar/0.png")], []),
         ([image("0", "a.tar/0.png"), image("copy", "a.tar/0.png")], []),
-        ([image("a/0", "a.tar/0.png"), image("a/1", "a.tar/1.png", 3)], []),
+        ([image("a/0", "a.tar/0.png"), image("a/1", "a.tar/1.png", 3)], [(0, 2)]),
         ([image("c0", "a.tar/0.png", caption="another caption")], []),
         ([image("c0", None)], []),
     ],
-    ids=["renamed", "one of two", "kept", "a second of it", "other bytes", "another caption", "no image"],
+    ids=["renamed", "one of two", "kept", "a second of it", "one of other bytes", "another caption", "no image"],
 )
 def test_samples_that_only_their_ids_make_new_are_found(listed: list[Sample], pairs: list[tuple[int, int]]) -> None:
-    assert renamed(sample_columns(STORED), sample_columns(listed)) == pairs
+    place = {sample.id: index for index, sample in enumerate(listed)}
+    new = [sample for sample in listed if sample.id not in {old.id for old in STORED}]
+    places = [*(place.get(sample.id) for sample in STORED), *(place[sample.id] for sample in new)]
+    assert renamed(sample_columns([*STORED, *new]), len(STORED), places) == pairs
+
+
+def test_names_without_a_size_say_nothing() -> None:
+    stored, new = ([Sample(name, UrlBlob("http://host/0.png"), "http://host/0.png")] for name in ("a", "b"))
+    assert renamed(sample_columns([*stored, *new]), 1, [None, 0]) == []

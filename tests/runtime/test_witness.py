@@ -11,7 +11,7 @@ import pytest
 from difffeat.errors import DecodeError
 from difffeat.runtime.blobs import BytesBlob
 from difffeat.runtime.samples import Sample
-from difffeat.runtime.witness import LOOKED_AT, PATIENCE, first_changed, spread
+from difffeat.runtime.witness import LOOKED_AT, PATIENCE, ask, spread
 
 
 def digest(data: bytes) -> np.ndarray:
@@ -30,19 +30,36 @@ class Gone:
         raise DecodeError("gone")
 
 
-def test_the_first_image_of_other_bytes_is_named() -> None:
+@dataclass
+class Fetched:
+    """An image whose size nobody knows before it is read."""
+
+    data: bytes
+    size: int = -1
+
+    def read(self, limit: int = 0) -> bytes:
+        return self.data
+
+
+def test_a_file_of_other_bytes_speaks_against_the_source() -> None:
     samples = [Sample(str(n), BytesBlob(bytes([n]))) for n in range(4)]
-    known = [(sample, digest(bytes([n if n < 2 else 99]))) for n, sample in enumerate(samples)]
-    assert first_changed(known[:2]) is None
-    assert first_changed(known) is samples[2]
-    assert first_changed([(Sample("none"), digest(b""))]) is None
+    known = [(sample, digest(bytes([n if n < 3 else 99]))) for n, sample in enumerate(samples)]
+    assert ask(known[:3]).against is None
+    assert ask(known).against is samples[3]
+    assert ask([(Sample("none"), digest(b""))]).against is None
+
+
+def test_what_was_fetched_speaks_against_the_source_only_when_most_of_it_is_other() -> None:
+    samples = [Sample(str(n), Fetched(bytes([n]))) for n in range(4)]
+    for changed, refused in ((1, False), (2, False), (3, True), (4, True)):
+        known = [(sample, digest(bytes([n if n >= changed else 99]))) for n, sample in enumerate(samples)]
+        assert (ask(known).against is not None) == refused
 
 
 def test_what_cannot_be_read_says_nothing_and_is_not_asked_for_ever() -> None:
     gone = Gone()
-    known = [(Sample(str(n), gone), digest(b"")) for n in range(9)]
-    assert first_changed(known) is None
-    assert gone.tries == PATIENCE
+    found = ask([(Sample(str(n), gone), digest(b"")) for n in range(9)])
+    assert (found.against, gone.tries) == (None, PATIENCE)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, LOOKED_AT, LOOKED_AT + 1, 1000])
