@@ -59,5 +59,5 @@ def test_carelessness_is_found(name: str, tmp_path: Path) -> None:
 
 if __name__ == "__main__":  # in a process of its own, because it forks
     found = Outcome("careless")
-    cut_everywhere(scenarios(Path(sys.argv[2]), ("image",))[0], 4, 0, found, CARELESS[sys.argv[1]], every=3)
+    cut_everywhere(scenarios(Path(sys.argv[2]), ("image",))[0], 8, 0, found, CARELESS[sys.argv[1]], every=3)
     sys.stdout.write(json.dumps(found.differences))
