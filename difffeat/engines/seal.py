@@ -34,7 +34,7 @@ def seal(sidecar: Mapping[str, Any]) -> str:
 
 def is_sealed(sidecar: Mapping[str, Any], value: object) -> bool:
     """Whether `value` is this user's seal of the sidecar. Raises as `require_key`."""
-    return isinstance(value, str) and hmac.compare_digest(seal(sidecar), value)
+    return isinstance(value, str) and value.isascii() and hmac.compare_digest(seal(sidecar), value)
 
 
 def require_key() -> None:

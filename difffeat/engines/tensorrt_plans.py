@@ -106,7 +106,7 @@ def _parsed(beside: Path) -> tuple[dict[str, Any] | None, object]:
     try:
         stored = json.loads(beside.read_bytes())
         mark = stored.pop("seal", None)
-        canonical_json(stored)  # what is not JSON's own has no seal
+        canonical_json(stored).encode()  # what is not JSON's own, or no text, has no seal
         return dict(stored), mark
     except (OSError, ValueError, AttributeError, TypeError, RecursionError):
         return None, None

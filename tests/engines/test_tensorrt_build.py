@@ -309,3 +309,12 @@ def test_a_machine_without_a_driver_is_told_not_crashed() -> None:
     driver = probe_driver("libnothing.so.9")
     assert driver.problem == "there is no NVIDIA driver (libnothing.so.9 cannot be loaded)"
     assert (driver.gpus, driver.version) == ((), None)
+
+
+@pytest.mark.parametrize("content", ['{"seal": "µ"}', '{"engine": "\\ud800", "seal": "0"}', '{"seal": 3}', "[]", "{"])
+def test_a_sidecar_of_whatever_content_carries_no_seal(content: str, tmp_path: Path) -> None:
+    (tmp_path / "a.plan").write_bytes(b"x")
+    (tmp_path / "a.json").write_text(content, encoding="utf-8")
+    stored, reason = read_sidecar(tmp_path / "a.plan")
+    assert stored is None
+    assert "seal" in reason or "is damaged" in reason
