@@ -16,12 +16,16 @@ from hypothesis import strategies as st
 
 from difffeat.errors import ConfigError, DifffeatError, StoreCorrupt, StoreIncomplete, StoreMismatch, StoreNotFound
 from difffeat.recipe import Recipe, RunRecipe
+from difffeat.runtime import store as store_module
+from difffeat.runtime.extract import extract
 from difffeat.runtime.manifest import Manifest, Receipt, SamplesPart, read_receipt, signed
 from difffeat.runtime.samples import Sample
+from difffeat.runtime.sources import open_source
 from difffeat.runtime.store import Store, map_shard, verify
 from difffeat.runtime.table import sample_columns, samples_digest
 from difffeat.runtime.writer import StoreWriter
 from tests.runtime.fake import RECIPE, tree
+from tests.runtime.stores import Recall, make_source, make_store
 
 SHARDS = (4, 4, 3)
 SAMPLES = tuple(Sample(f"s{i}", captions=(f"caption {i}",), labels=("a",) if i % 2 else ("b", "a")) for i in range(11))
@@ -88,7 +92,9 @@ def test_everything_that_was_written_is_read(finished: Path) -> None:
 
 KEYS: list[Any] = [
     0, -1, 5, np.int64(7), slice(None), slice(2, 9), slice(9, 2, -2), slice(0, 0), [1, 10, 3, 3], np.array([4, 0]), np.arange(11) % 3 == 0,
-    (3, 1), (slice(3, 6), 1), ([8, 2], slice(0, 1)), (slice(None), slice(1, 2)),
+    (3, 1), (slice(3, 6), 1), ([8, 2], slice(0, 1)), (slice(None), slice(1, 2)), [], np.array(3), ..., (..., 0), (), [-1, -11], (5, ...),
+    ([0, 9], [1, 0]), ([[0, 1], [10, 3]],), np.array([[4], [7]]), ([[4], [7]], [0, 1]), ([0, 9, 5], 1), (slice(None), [1, 0]), ([3, 8], ..., 0),
+    np.uint8(4), [True, False] * 5 + [True],
 ]  # fmt: skip
 
 
@@ -98,10 +104,34 @@ def test_features_are_indexed_like_an_array(finished: Path, tap: str, key: Any) 
     np.testing.assert_array_equal(Store.open(finished)[tap][key], WHOLE[tap][key])
 
 
+@pytest.mark.parametrize("tap", WHOLE)
+def test_a_mask_over_all_axes_is_taken_as_in_an_array(finished: Path, tap: str) -> None:
+    np.testing.assert_array_equal(Store.open(finished)[tap][WHOLE[tap] % 3 == 0], WHOLE[tap][WHOLE[tap] % 3 == 0])
+
+
 @pytest.mark.parametrize("row", [11, -12])
-def test_rows_outside_are_an_index_error(finished: Path, row: int) -> None:
+@pytest.mark.parametrize("form", [int, lambda row: [0, row], lambda row: np.array([[row]])])
+def test_rows_outside_are_an_index_error(finished: Path, row: int, form: Callable[[int], Any]) -> None:
     with pytest.raises(IndexError, match=f"row {row} of 11"):
-        _ = Store.open(finished)["b1/t30"][row]
+        _ = Store.open(finished)["b1/t30"][form(row)]
+
+
+@pytest.mark.parametrize(
+    ("key", "error", "message"),
+    [
+        (None, ConfigError, "not None and not a single True or False"),
+        (True, ConfigError, "not None and not a single True or False"),
+        ("b1/t30", ConfigError, "rows must be whole numbers, a slice or a mask; got <U6"),
+        ([0.5], ConfigError, "rows must be whole numbers, a slice or a mask; got float64"),
+        ([[0], [1, 2]], ConfigError, "these lists differ in length"),
+        (np.ones(3, bool), IndexError, r"a mask of shape \[3\] does not fit features of shape \[11, 3\]"),
+        ((0, 0, 0), IndexError, r"3 indices for features of shape \[11, 3\]"),
+    ],
+    ids=str,
+)
+def test_what_is_no_index_is_told(finished: Path, key: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        _ = Store.open(finished)["b1/t30"][key]
 
 
 def test_chunks_cover_all_rows_in_order(finished: Path) -> None:
@@ -112,6 +142,56 @@ def test_chunks_cover_all_rows_in_order(finished: Path) -> None:
 
 def test_torch_sees_the_same_numbers(finished: Path) -> None:
     np.testing.assert_array_equal(Store.open(finished)["b2/t30"].torch().numpy(), WHOLE["b2/t30"])
+
+
+def test_torch_reads_a_single_shard_where_it_lies_and_writes_nothing_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    given: list[np.ndarray] = []
+    original = torch.from_numpy
+    monkeypatch.setattr(torch, "from_numpy", lambda array: given.append(array) or original(array))
+    store = make_store(tmp_path / "store", {"b1/t30": WHOLE["b1/t30"]}, shard=11)
+    before = tree(tmp_path / "store")
+    tensor = store["b1/t30"].torch()
+    assert isinstance(given[0], np.memmap)
+    np.testing.assert_array_equal(tensor.numpy(), WHOLE["b1/t30"])
+    tensor += 1
+    assert tree(tmp_path / "store") == before
+
+
+def test_one_tap_opens_no_other_and_reads_each_header_once(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, opened, headers = Store.open(finished), [], []
+    maps, layouts = store_module.map_array, store_module.read_layout
+    monkeypatch.setattr(store_module, "map_array", lambda *given: opened.append(given) or maps(*given))
+    monkeypatch.setattr(store_module, "read_layout", lambda path, *given: headers.append(path) or layouts(path, *given))
+    for _ in range(3):
+        _ = store["b1/t30"]
+    assert len(opened) == 3 * len(SHARDS)
+    assert len(headers) == len(SHARDS)
+
+
+def test_a_shard_that_goes_away_while_its_store_is_open_is_told(spoilt: Path) -> None:
+    store = Store.open(spoilt)
+    _ = store["b1/t30"]
+    (spoilt / "shards/00001.safetensors").unlink()
+    with pytest.raises(StoreCorrupt, match=r"00001.safetensors cannot be read any more .* it recomputes this shard only"):
+        _ = store["b2/t30"]
+
+
+def test_unknown_labels_are_told_from_none(tmp_path: Path) -> None:
+    manifest = make_source(tmp_path / "source", 4)
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    rows[1]["labels"] = []
+    del rows[2]["labels"]
+    (tmp_path / "source/3.png").write_bytes(b"no image")
+    manifest.write_text("\n".join(map(json.dumps, rows)))
+    features = {"b1/t30": WHOLE["b1/t30"][:4]}
+    extract(Recall(features), open_source(str(manifest)), tmp_path / "store", run=RunRecipe(), batch_size=4, num_workers=1)
+    store = Store.open(tmp_path / "store")
+    assert store.label_names[1:3] == [[], None]
+    assert store.labelled.tolist() == [True, True, False, True]
+    assert store.valid.tolist() == [True, True, True, False]
+    assert store.usable.tolist() == [0, 1]
 
 
 def test_shards_are_mapped_read_only_and_copies_are_asked_for(finished: Path) -> None:
