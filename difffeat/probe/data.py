@@ -6,7 +6,7 @@ ndarrays for a slice or an integer array will do.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -55,6 +55,16 @@ class FeatureStore(Protocol):
         ...
 
     @property
+    def labelled(self) -> np.ndarray:
+        """Bool [n]; False where nobody knows a sample's labels, and its row of `labels` means nothing."""
+        ...
+
+    @property
+    def inputs(self) -> Any:
+        """SHA-256 of what was read for each row, uint8 [n, 32]."""
+        ...
+
+    @property
     def classes(self) -> Sequence[str]:
         """Names of the C classes."""
         ...
@@ -62,6 +72,11 @@ class FeatureStore(Protocol):
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the recipe."""
+        ...
+
+    @property
+    def manifest(self) -> Mapping[str, Any]:
+        """Plain JSON types, the recipe among them."""
         ...
 
     def __len__(self) -> int: ...
