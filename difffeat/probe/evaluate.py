@@ -18,9 +18,10 @@ import numpy as np
 from difffeat.errors import ConfigError, ProbeError
 from difffeat.probe.base import Probe
 from difffeat.probe.bootstrap import bootstrap_interval
-from difffeat.probe.data import FeatureMatrix, FeatureStore, as_multi_hot
+from difffeat.probe.data import FeatureMatrix, FeatureStore, as_multi_hot, rarest_class
 from difffeat.probe.factory import make_probe
 from difffeat.probe.metrics import THRESHOLD, multi_label_report
+from difffeat.probe.optim import check_seed
 from difffeat.probe.output import write_fresh
 from difffeat.probe.ridge import ALPHAS, RidgeProbe, ridge_path
 from difffeat.probe.sameness import left_out, require_apart, require_same, told
@@ -71,10 +72,9 @@ def split_rows(labels: Any, *, fractions: Sequence[float] = (0.7, 0.15, 0.15), s
     positive = as_multi_hot(labels)
     if len(fractions) != 3 or min(fractions) < 0 or not np.isclose(sum(fractions), 1):
         raise ConfigError(f"fractions must be three numbers that sum to 1, got {list(fractions)}")
+    check_seed(seed)
     rng = np.random.Generator(np.random.PCG64(seed))
-    frequency = positive.sum(axis=0)
-    rarest = np.where(positive, frequency, len(positive) + 1).argmin(axis=1)
-    stratum = np.where(positive.any(axis=1), rarest, positive.shape[1])
+    stratum = rarest_class(positive)
     keys = np.empty(len(positive))
     for value in np.unique(stratum):
         members = rng.permutation(np.flatnonzero(stratum == value))
@@ -261,15 +261,15 @@ def evaluate_taps(
     return TapScores(grid, values, chosen, evaluated, {"train": len(rows), "validation": len(held)})
 
 
-def write_metrics(folder: str | os.PathLike[str], result: Mapping[str, Any], name: str = "metrics.json") -> Path:
+def write_metrics(folder: str | os.PathLike[str], result: Mapping[str, Any], name: str = "metrics.json", beside: Sequence[str] = ()) -> Path:
     """Write a result as JSON into `folder`; an older file stays and the new one becomes `metrics-2.json`, and so on. Returns where it
-    went.
+    went. `beside`: files to be written under the same number, which is then one that none of them has taken.
     """
     try:
         text = json.dumps(dict(result), indent=2, sort_keys=False, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"these metrics are not plain JSON: {error}") from None
-    return write_fresh(Path(folder) / name, (text + "\n").encode())
+    return write_fresh(Path(folder) / name, (text + "\n").encode(), beside)
 
 
 def _without_nan(values: np.ndarray) -> list[list[float | None]]:

@@ -18,7 +18,7 @@ from difffeat.errors import ConfigError, NotYetAvailable, ProbeError
 from difffeat.probe.base import Probe
 from difffeat.probe.data import FeatureMatrix, FeatureStore, matrix_shape, row_count, take
 from difffeat.probe.linear import standardised_reader, train
-from difffeat.probe.optim import check_training, loss_and_gradient
+from difffeat.probe.optim import check_training, is_whole, loss_and_gradient
 from difffeat.probe.ridge import ALPHAS, RidgeProbe
 from difffeat.probe.standardize import Standardizer
 
@@ -187,15 +187,16 @@ class FusionProbe(Probe):
     ) -> None:
         if kind in LATER_KINDS:
             raise NotYetAvailable(f"fusion by {kind} comes with a later release; available now: {', '.join(KINDS)}")
-        if kind not in KINDS or width < 1:
+        if kind not in KINDS or not is_whole(width) or width < 1:
             raise ConfigError(f"fusion must be one of {', '.join(KINDS)} with a width of at least 1; got {kind!r} and {width}")
-        check_training(epochs=epochs, lr=lr, batch_size=batch_size, weight_decay=weight_decay, loss=loss)
+        check_training(epochs=epochs, lr=lr, batch_size=batch_size, weight_decay=weight_decay, loss=loss, seed=seed)
         self.width, self.fusion = width, kind
         self.epochs, self.lr, self.batch_size, self.weight_decay = epochs, lr, batch_size, weight_decay
         self.standardize, self.loss, self.seed = standardize, loss, seed
         self.link = "softmax" if loss == "softmax" else "sigmoid"
         self.history_: list[float] = []
         self.parameters_: dict[str, np.ndarray] = {}
+        self.image_width_ = 0  # not known: a concatenation from a file of an earlier version
 
     def fit(self, x: PairedFeatures, y: Any, *, classes: Sequence[str] | None = None) -> Self:
         """Train on pairs; `y` has one row a pair. Arguments and errors as in `LinearProbe.fit`."""
@@ -203,6 +204,7 @@ class FusionProbe(Probe):
             raise ProbeError(f"fusion needs PairedFeatures, got {type(x).__name__}. Use join(image_store, text_store).features(...).")
         targets, names = self._begin(x, y, None, classes)
         self.standardizer_ = Standardizer.fit(x) if self.standardize else Standardizer.identity(x.shape[1])
+        self.image_width_ = x.image_width
         self.parameters_ = self._initial(x.image_width, x.text_width, len(names))
         self.history_ = train(
             self.parameters_,
@@ -257,6 +259,19 @@ class FusionProbe(Probe):
         names = ("width", "epochs", "lr", "batch_size", "weight_decay", "standardize", "loss", "seed")
         return {"kind": self.fusion} | {name: getattr(self, name) for name in names}
 
+    def decision_function(self, x: FeatureMatrix, rows: np.ndarray | None = None) -> np.ndarray:
+        """Scores float32 [n, C]. Raises ProbeError before fitting, and for pairs whose halves are not as wide as those of training."""
+        self._check_fitted()
+        if isinstance(x, PairedFeatures) and self.image_width_ and (x.image_width, x.text_width) != self._widths():
+            raise ProbeError(
+                f"this fusion was fitted on images of width {self._widths()[0]} and texts of {self._widths()[1]}, these pairs have {x.image_width} "
+                f"and {x.text_width}. Are they the wrong way round?"
+            )
+        return super().decision_function(x, rows)
+
+    def _widths(self) -> tuple[int, int]:
+        return self.image_width_, len(self.standardizer_.mean) - self.image_width_
+
     def _hidden(self, batch: np.ndarray) -> np.ndarray:
         if self.fusion == "concat":
             return batch
@@ -281,6 +296,19 @@ class FusionProbe(Probe):
         if set(tensors) != expected:
             raise KeyError(f"tensors {sorted(tensors)}")
         self.parameters_ = dict(tensors)
+        if self.fusion == "add":
+            self.image_width_ = len(tensors["project_image"])
+            if {tensors[name].shape[-1] for name in ("project_image", "project_text", "shift")} != {self.width}:
+                raise ValueError(f"a width other than {self.width}")
+
+    def _facts(self) -> dict[str, Any]:
+        return {"history": self.history_, "image_width": self.image_width_}
+
+    def _recall(self, facts: Mapping[str, Any]) -> None:
+        self.history_ = [float(value) for value in facts.get("history", ())]
+        self.image_width_ = int(facts.get("image_width", self.image_width_))
+        if not 0 <= self.image_width_ < len(self.standardizer_.mean):
+            raise ValueError(f"an image width of {self.image_width_}")
 
 
 def ridge_fusion(

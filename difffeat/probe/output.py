@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+
+from difffeat.errors import ConfigError
 
 
 def replace_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
@@ -25,17 +28,37 @@ def replace_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
     return target
 
 
-def write_fresh(path: str | os.PathLike[str], data: bytes) -> Path:
-    """Write to `path`, or to the first free of `name-2.suffix`, `name-3.suffix`, ... when it exists. Returns where it went."""
+def check_folder(folder: str | os.PathLike[str]) -> None:
+    """Raises ConfigError where results could not be written into `folder`, because it or a folder above it is a file."""
+    path = Path(folder)
+    for place in (path, *path.parents):
+        if place.is_dir():
+            return
+        if place.exists():
+            raise ConfigError(f"{place} is a file, so results cannot be written into {path}. Choose another -o.")
+
+
+def write_fresh(path: str | os.PathLike[str], data: bytes, beside: Sequence[str] = ()) -> Path:
+    """Write to `path`, or to the first free of `name-2.suffix`, `name-3.suffix`, ... when it exists. Returns where it went.
+
+    **Arguments:** `beside` names of files that will be written next to it under the same number, which must be free as well.
+    """
     wanted = Path(path)
     wanted.parent.mkdir(parents=True, exist_ok=True)
-    number = 1
+    number = 0
     while True:
-        target = wanted if number == 1 else wanted.with_name(f"{wanted.stem}-{number}{wanted.suffix}")
+        number += 1
+        if any(_numbered(wanted.with_name(name), number).exists() for name in beside):
+            continue
+        target = _numbered(wanted, number)
         try:
             # Exclusive creation: two runs that end at once cannot both take the same name.
             with target.open("xb") as file:
                 file.write(data)
             return target
         except FileExistsError:
-            number += 1
+            continue
+
+
+def _numbered(path: Path, number: int) -> Path:
+    return path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from difffeat.errors import ConfigError, ProbeError
+from difffeat.probe.data import rarest_class
 from difffeat.probe.evaluate import evaluate_taps, make_parts, probe_store, split_rows, usable_rows, write_metrics
 from difffeat.probe.metrics import mean_average_precision
 from difffeat.probe.ridge import RidgeProbe
@@ -180,3 +181,12 @@ def test_what_cannot_be_probed_is_said(grid_stores) -> None:
     train.labels = None
     with pytest.raises(ProbeError, match=re.escape("this store has no labels, so nothing can be probed")):
         probe_store(train, "b1/t0")
+
+
+def test_the_rarest_class_of_each_row_is_found_piece_by_piece() -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.random((20_000, 7)) < [0.5, 0.3, 0.1, 0.1, 0.02, 0, 0.3]
+    frequency = labels.sum(axis=0)
+    expected = np.where(labels, frequency, len(labels) + 1).argmin(axis=1)
+    np.testing.assert_array_equal(rarest_class(labels), np.where(labels.any(axis=1), expected, 7))
+    np.testing.assert_array_equal(rarest_class(np.ones((3, 2), bool)), [0, 0, 0])
