@@ -154,8 +154,12 @@ class Extractor:
 
 def _captions(own: Any, row: int) -> tuple[str, ...]:
     """The captions of an input. Raises ConfigError for what is neither a string nor several."""
-    texts = (own,) if isinstance(own, str) else tuple(own) if isinstance(own, Sequence | np.ndarray) and not isinstance(own, bytes) else (None,)
-    if any(not isinstance(text, str) for text in texts):
+    texts: tuple[Any, ...] = (None,)
+    if isinstance(own, str):
+        texts = (own,)
+    elif isinstance(own, Sequence | np.ndarray) and not isinstance(own, bytes | bytearray | memoryview):
+        texts = tuple(own)
+    if not all(isinstance(text, str) for text in texts):
         raise ConfigError(f"input {row} is no caption: a string is needed, or a list of strings, got {type(own).__name__}. Decode bytes first.")
     return texts
 
