@@ -19,7 +19,8 @@ def require_same(train: FeatureStore, other: FeatureStore, name: str, *, allow_m
     **Arguments:** `name` of the other store, for messages.
     """
     require_same_classes(train.classes, other.classes, name)
-    require_same_recipe(train, other, name, allow_mixed=allow_mixed)
+    if not allow_mixed:
+        require_same_recipe(train, other, name, " (from Python, allow_mixed=True lets them meet)")
 
 
 def require_same_classes(train: Sequence[str], other: Sequence[str], name: str) -> None:
@@ -38,9 +39,9 @@ def require_same_classes(train: Sequence[str], other: Sequence[str], name: str) 
     )
 
 
-def require_same_recipe(train: FeatureStore, other: FeatureStore, name: str, *, allow_mixed: bool = False) -> None:
-    """Raises ProbeError, naming the fields that differ, when two stores hold features of different recipes."""
-    if train.fingerprint == other.fingerprint or allow_mixed:
+def require_same_recipe(train: FeatureStore, other: FeatureStore, name: str, otherwise: str = "") -> None:
+    """Raises ProbeError, naming the fields that differ, when two stores hold features of different recipes; `otherwise` ends the remedy."""
+    if train.fingerprint == other.fingerprint:
         return
     lines = differences(*(dict(store.manifest).get("recipe", {}) for store in (train, other)))
     more = [f"and {len(lines) - 20} more"] if len(lines) > 20 else []
@@ -48,7 +49,7 @@ def require_same_recipe(train: FeatureStore, other: FeatureStore, name: str, *, 
         "\n  ".join(
             [
                 f"the {name} store was made by another recipe ({other.fingerprint[:12]}) than the training store ({train.fingerprint[:12]}). "
-                "Extract both with the same artifact and options (from Python, allow_mixed=True lets them meet). They differ in:",
+                f"Extract both with the same artifact and options{otherwise}. They differ in:",
                 *(lines[:20] or ["fields that their manifests do not show"]),
                 *more,
             ]

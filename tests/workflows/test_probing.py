@@ -89,7 +89,10 @@ def unlabelled(rows: list[dict[str, Any]]) -> None:
     [
         ({"prefix": "test", "classes": "b\na\n"}, r"the test store has other classes .* in another order, from class 0 on: 'a' there, 'b' here"),
         ({"prefix": "test", "classes": "a\nb\nc\n"}, r"the test store has other classes .* \(3 against 2\): it alone has 'c'\. .* --classes FILE"),
-        ({"prefix": "test", "seed": 7}, r"(?s)the test image store was made by another recipe .* They differ in:\n  run\.seed: 0 -> 7$"),
+        (
+            {"prefix": "test", "seed": 7},
+            r"(?s)the test image store was made by another recipe .* with the same artifact and options\. They differ in:\n  run\.seed: 0 -> 7$",
+        ),
         ({"prefix": "test", "change": unlabelled}, "neither of the test stores has labels, so nothing can be scored"),
         ({"prefix": "train"}, r"80 samples of the test split are in the train split as well, for example 'train0' \(same id, same content\)"),
     ],
