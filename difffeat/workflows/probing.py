@@ -82,29 +82,29 @@ def run_fuse(
     name = f"fusion by {fusion}"
     scores = {**_ridge_scores(splits, taps), name: fused.decision_function(splits["test"].pair(*taps))}
     intervals, gains = _compared(splits["test"].labels, scores, name, seed)
-    result = {
+    about = {"seed": seed, "join": summary, "taps": list(taps), "settings": fused.settings()}
+    result = {**_origin(splits), **about, "mAP": intervals, "gain": gains}
+    metrics = write_metrics(out, result, beside=["fusion.safetensors"])
+    kept = {"taps": ",".join(taps), "fingerprints": result["fingerprints"]["train"]}
+    classifier = fused.save(metrics.with_name(f"{metrics.stem.replace('metrics', 'fusion')}.safetensors"), kept)
+    lines = [summary, *(f"{key}: test mAP {_interval(value)}" for key, value in intervals.items())]
+    lines += [f"{name} less {key} alone: {_interval(value, 'difference')}" for key, value in gains.items()]
+    lines += [_BRACKETS, f"  {metrics}, {classifier}"]
+    return {**result, "metrics_file": str(metrics), "classifier": str(classifier), "text": "\n".join(lines)}
+
+
+def _origin(splits: Mapping[str, Split]) -> dict[str, Any]:
+    """What a fusion's numbers are of, as plain JSON types."""
+    return {
         "schema": SCHEMA,
         "kind": "fusion",
-        "taps": list(taps),
-        "seed": seed,
-        "join": summary,
         "rows": {part: len(split.rows) for part, split in splits.items()},
         "left_out": {part: dict(split.joined.dropped) for part, split in splits.items() if part != "validation"},
         "fingerprints": {part: _fingerprints(split) for part, split in splits.items()},
         "classes": list(splits["train"].joined.classes),
         "selected_on": "validation (ridge alphas only)",
         "reported_on": "test",
-        "settings": fused.settings(),
-        "mAP": intervals,
-        "gain": gains,
     }
-    metrics = write_metrics(out, result, beside=["fusion.safetensors"])
-    about = {"taps": ",".join(taps), "fingerprints": result["fingerprints"]["train"]}
-    classifier = fused.save(metrics.with_name(f"{metrics.stem.replace('metrics', 'fusion')}.safetensors"), about)
-    lines = [summary, *(f"{key}: test mAP {_interval(value)}" for key, value in intervals.items())]
-    lines += [f"{name} less {key} alone: {_interval(value, 'difference')}" for key, value in gains.items()]
-    lines += [_BRACKETS, f"  {metrics}, {classifier}"]
-    return {**result, "metrics_file": str(metrics), "classifier": str(classifier), "text": "\n".join(lines)}
 
 
 def _fusion_splits(stores: tuple[Store, Store], tests: tuple[Store, Store] | None, seed: int) -> tuple[dict[str, Split], str]:

@@ -246,7 +246,7 @@ def _export_finals(run: Run, image: Backbone, text: Backbone, chosen: Any) -> di
 
 
 def _text(findings: Any, run: Run, report: Path, metrics: Path) -> str:
-    lines = ["", "mAP on test (2 000 scenes no model or choice has seen), ridge probes, 95 % intervals", ""]
+    lines = ["", "mAP on test (2 000 scenes no model or choice has seen), ridge probes: mean over noise seeds, 95 % interval of the first seed", ""]
     lines += findings.table()
     kept = sum(outcome.kept for outcome in findings.outcomes)
     lines += ["", f"{kept} of {len(findings.outcomes)} expectations, stated before any model was trained, were kept:"]
