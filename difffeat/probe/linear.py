@@ -20,7 +20,8 @@ CACHE_BYTES = 2**30
 class LinearProbe(Probe):
     """One linear layer trained with Adam, in scikit-learn's shape.
 
-        probe = LinearProbe().fit(store["b12/t30"], store.labels)
+        rows = store.usable
+        probe = LinearProbe().fit(store["b12/t30"], store.labels[rows], rows=rows)
         probabilities = probe.predict_proba(other["b12/t30"])
 
     **Arguments:** `epochs`, `lr` (annealed to 0 by a cosine over all steps), `batch_size`, `weight_decay` (added to the gradient),
