@@ -55,7 +55,7 @@ def root(
 ) -> None:
     """Truncate, fold, export; stream features into a store; probe, fuse and search."""
     if config is not None:
-        context.default_map = read_config(config)
+        context.default_map = read_config(config, context.command)
 
 
 @app.command()
@@ -289,8 +289,8 @@ def plan(
 @app.command()
 def probe(
     store: Annotated[Path, typer.Argument(help="Feature store to train on.")],
-    validation: Annotated[Path | None, typer.Option(help="Store to select on; default: a seeded fifth of the training store.")] = None,
-    test: Annotated[Path | None, typer.Option(help="Store to report on; read once.")] = None,
+    validation: Annotated[Path | None, typer.Option(help="Store to select on; default: a seeded 15 % of the training store.")] = None,
+    test: Annotated[Path | None, typer.Option(help="Store to report on, read once; default: another seeded 15 % of the training store.")] = None,
     taps: Annotated[str | None, typer.Option(help="Taps such as b12/t30, separated by commas; default: all.")] = None,
     method: Annotated[str, typer.Option(help="adam (the paper's), ridge or logistic.")] = "adam",
     seed: Annotated[int, typer.Option(help="Seed of the split and of the training order.")] = 0,
@@ -309,9 +309,7 @@ def fuse(
     text_store: Annotated[Path, typer.Argument(help="Text features of the same samples.")],
     image_tap: Annotated[str | None, typer.Option(help="Image tap; needed when the store has several.")] = None,
     text_tap: Annotated[str | None, typer.Option(help="Text tap; needed when the store has several.")] = None,
-    test_image: Annotated[
-        Path | None, typer.Option(help="Image store to report on; read once. Default: a seeded fifth of the training rows.")
-    ] = None,
+    test_image: Annotated[Path | None, typer.Option(help="Image store to report on; read once. Default: a seeded 15 % of the training rows.")] = None,
     test_text: Annotated[Path | None, typer.Option(help="Text store to report on.")] = None,
     fusion: Annotated[str, typer.Option(help="add (the paper's) or concat.")] = "add",
     width: Annotated[int, typer.Option(help="Shared width of the projections.")] = 512,
@@ -355,7 +353,10 @@ def inspect(path: Annotated[Path, typer.Argument(help="Artifact or feature store
 
 @app.command()
 def quickstart(
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for graphs, features and report.html.")] = Path("quickstart-out"),
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="Folder for graphs, features and report.html; default: quickstart-out, for --full quickstart-out/full."),
+    ] = None,
     full: Annotated[bool, typer.Option("--full", help="The whole grid and three noise seeds throughout.")] = False,
     as_json: Json = False,
 ) -> None:

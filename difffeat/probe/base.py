@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from difffeat.errors import ConfigError, ProbeError
+from difffeat.errors import ConfigError, NotYetAvailable, ProbeError
 from difffeat.probe.data import FeatureMatrix, one_hot, row_chunks, row_count
 from difffeat.probe.optim import sigmoid, softmax
 from difffeat.probe.output import replace_bytes
@@ -81,10 +81,12 @@ class Probe:
                     "link": self.link,
                     "classes": list(self.classes_),
                     "settings": self.settings(),
+                    "fitted": self._facts(),
                     "metadata": dict(metadata if metadata is not None else self.metadata_),
                 },
                 sort_keys=True,
                 allow_nan=False,
+                default=np.generic.item,
             )
         except (TypeError, ValueError) as error:
             raise ConfigError(f"the metadata of a probe must be plain JSON: {error}") from None
@@ -101,22 +103,32 @@ class Probe:
 
     @classmethod
     def restore(cls, path: str | os.PathLike[str], header: Mapping[str, Any], tensors: dict[str, np.ndarray]) -> Self:
-        """A probe from the parts of its file; `path` is for messages."""
+        """A probe from the parts of its file; `path` is for messages. Raises ProbeError unless they are what `save` writes."""
         try:
             probe = cls(**header["settings"])
-        except (TypeError, ConfigError) as error:
+        except (TypeError, ValueError, OverflowError, NotYetAvailable) as error:
             raise ProbeError(f"{path} holds settings that this version does not know: {error}") from None
-        probe.link, probe.classes_, probe.metadata_ = header["link"], tuple(header["classes"]), header["metadata"]
+        if header["link"] != probe.link:
+            raise ProbeError(f"{path} gives probabilities by {header['link']!r}, its settings by {probe.link!r}. Fit the probe again.")
+        probe.classes_, probe.metadata_ = tuple(header["classes"]), header["metadata"]
         try:
-            probe.standardizer_ = Standardizer(tensors.pop("mean"), tensors.pop("scale"))
-            probe._take(tensors)
-            weights, bias = probe._affine()
-            fits = weights.shape == (*probe.standardizer_.mean.shape, *bias.shape) and bias.shape == (len(probe.classes_),)
-        except (KeyError, ValueError):
+            fits = probe._fill(dict(tensors), header.get("fitted", {}))
+        except (KeyError, ValueError, TypeError, OverflowError):
             fits = False
-        if not fits or probe.standardizer_.mean.shape != probe.standardizer_.scale.shape:
-            raise ProbeError(f"{path} lacks tensors, or they do not fit together. Fit the probe again.")
+        if not fits:
+            raise ProbeError(f"{path} lacks tensors, or has others, or they do not fit together. Fit the probe again.")
+        if not (probe.standardizer_.scale > 0).all():
+            raise ProbeError(f"{path} holds a scale that is not above 0. Fit the probe again.")
         return probe
+
+    def _fill(self, tensors: dict[str, np.ndarray], facts: Mapping[str, Any]) -> bool:
+        """Take what a file holds; whether it fits together. Raises KeyError, ValueError, TypeError or OverflowError where it is something else."""
+        mean, scale = tensors.pop("mean"), tensors.pop("scale")
+        self.standardizer_ = Standardizer(mean, scale)
+        self._take(tensors)
+        self._recall(facts)
+        weights, bias = self._affine()
+        return mean.ndim == 1 and mean.shape == scale.shape and weights.shape == (*mean.shape, *bias.shape) and bias.shape == (len(self.classes_),)
 
     def settings(self) -> dict[str, Any]:
         """The constructor's arguments, as plain JSON types."""
@@ -126,7 +138,17 @@ class Probe:
         return {"weights": self.weights_, "bias": self.bias_}
 
     def _take(self, tensors: Mapping[str, np.ndarray]) -> None:
+        """Take the tensors of a file besides the standardisation's. Raises KeyError or ValueError when they are not those of `_tensors`."""
+        if set(tensors) != {"weights", "bias"}:
+            raise KeyError(f"tensors {sorted(tensors)}")
         self.weights_, self.bias_ = tensors["weights"], tensors["bias"]
+
+    def _facts(self) -> dict[str, Any]:
+        """What else is known after fitting, as plain JSON types."""
+        return {}
+
+    def _recall(self, facts: Mapping[str, Any]) -> None:
+        """Take what `_facts` gave; empty in files of earlier versions. Raises TypeError or ValueError when it is something else."""
 
     def _affine(self) -> tuple[np.ndarray, np.ndarray]:
         """Weights [D, C] and bias [C] on standardised features."""
@@ -150,7 +172,19 @@ class Probe:
             raise ProbeError(f"there are {len(names)} names for {targets.shape[1]} classes")
         if not targets.any():
             raise ProbeError("no label is positive: nothing can be learned")
+        self._check_rows(x, targets, rows)
         return targets, names
+
+    def _check_rows(self, x: FeatureMatrix, targets: np.ndarray, rows: np.ndarray | None) -> None:
+        """Raises ProbeError for a sample of several classes or none under softmax, and for a store's rows that hold zeros in place of features."""
+        if self.link == "softmax" and (other := int((targets.sum(axis=1) != 1).sum())):
+            raise ProbeError(f"softmax needs exactly one class a sample, and {other} of {len(targets)} have several or none. Use loss='bce'.")
+        valid = getattr(x, "valid", None)
+        if valid is not None and (bad := int((~(valid if rows is None else valid[rows])).sum())):
+            raise ProbeError(
+                f"{bad} of these rows are in quarantine: zeros stand there, not features. Fit on the others: "
+                "rows = store.usable; fit(store[tap], store.labels[rows], rows=rows)"
+            )
 
     def _finish(self, classes: tuple[str, ...]) -> Self:
         """Marks the probe as fitted."""
@@ -169,11 +203,16 @@ def read_probe_file(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[
             text = (file.metadata() or {}).get(METADATA_KEY, "null")
             tensors = {name: np.asarray(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118 - no mapping
         header = json.loads(text)
-    except (SafetensorError, ValueError, RecursionError, TypeError) as error:
+    except (SafetensorError, OSError, ValueError, OverflowError, RecursionError, TypeError) as error:
         raise ProbeError(f"{path} is no probe file: {error}") from None
     kinds = {"format": str, "kind": str, "link": str, "classes": list, "settings": dict, "metadata": dict}
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise ProbeError(f"{path} is no probe file of format {FORMAT}. Fit and save the probe again.")
-    if any(not isinstance(header.get(key), kind) for key, kind in kinds.items()) or header["link"] not in ("sigmoid", "softmax", "clip"):
+    if any(not isinstance(header.get(key), kind) for key, kind in kinds.items()) or not isinstance(header.get("fitted", {}), dict):
         raise ProbeError(f"{path} has an incomplete header. Fit and save the probe again.")
+    if not header["classes"] or any(not isinstance(name, str) for name in header["classes"]):
+        raise ProbeError(f"{path} has classes without a name. Fit and save the probe again.")
+    for name, tensor in tensors.items():
+        if tensor.dtype not in (np.dtype(np.float32), np.dtype(np.float64)) or not np.isfinite(tensor).all():
+            raise ProbeError(f"{path}: {name} must be finite numbers of fp32 or fp64. Fit and save the probe again.")
     return header, tensors

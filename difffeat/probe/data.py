@@ -6,7 +6,7 @@ ndarrays for a slice or an integer array will do.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -15,6 +15,9 @@ from difffeat.errors import ProbeError
 
 CHUNK_BYTES = 16 * 2**20
 """Features are read in pieces of about this many bytes of float32."""
+
+_LABEL_ROWS = 8192
+"""Labels are looked at so many rows at a time: of a thousand classes and a million samples every copy is a gigabyte."""
 
 
 @runtime_checkable
@@ -55,6 +58,16 @@ class FeatureStore(Protocol):
         ...
 
     @property
+    def labelled(self) -> np.ndarray:
+        """Bool [n]; False where nobody knows a sample's labels, and its row of `labels` means nothing."""
+        ...
+
+    @property
+    def inputs(self) -> Any:
+        """SHA-256 of what was read for each row, uint8 [n, 32]."""
+        ...
+
+    @property
     def classes(self) -> Sequence[str]:
         """Names of the C classes."""
         ...
@@ -64,6 +77,11 @@ class FeatureStore(Protocol):
         """SHA-256 of the recipe."""
         ...
 
+    @property
+    def manifest(self) -> Mapping[str, Any]:
+        """Plain JSON types, the recipe among them."""
+        ...
+
     def __len__(self) -> int: ...
 
     def __getitem__(self, tap: str, /) -> Any:
@@ -71,8 +89,30 @@ class FeatureStore(Protocol):
         ...
 
 
+class RowsOf:
+    """Some rows of a feature matrix, in an order of their own, read when they are looked at: a `FeatureMatrix` [m, D]."""
+
+    def __init__(self, matrix: FeatureMatrix, rows: np.ndarray) -> None:
+        row_count(matrix, rows)
+        self._matrix, self._rows = matrix, rows
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(m, D)."""
+        return len(self._rows), *self._matrix.shape[1:]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: Any, /) -> np.ndarray:
+        """float32 [k, D]."""
+        return take(self._matrix, self._rows[index])
+
+
 def matrix_shape(x: FeatureMatrix) -> tuple[int, int]:
     """(n, D) of a feature matrix. Raises ProbeError when it is not two-dimensional or empty."""
+    if not hasattr(x, "shape"):
+        raise ProbeError(f"features must be an array [n, D] or a store's features, got {type(x).__name__}. Use np.asarray(features, np.float32).")
     shape = tuple(int(size) for size in x.shape)
     if len(shape) != 2:
         raise ProbeError(f"a probe needs features [n, D], got shape {list(shape)}. Extract with --pooling mean, max or grid.")
@@ -86,6 +126,8 @@ def row_count(x: FeatureMatrix, rows: np.ndarray | None) -> int:
     n, _ = matrix_shape(x)
     if rows is None:
         return n
+    if not isinstance(rows, np.ndarray):
+        raise ProbeError(f"rows must be an integer array, got {type(rows).__name__}. Use np.asarray(rows), or np.flatnonzero on a mask.")
     if rows.ndim != 1 or not np.issubdtype(rows.dtype, np.integer):
         raise ProbeError(f"rows must be a list of row numbers, got {rows.dtype} of shape {list(rows.shape)}. Use np.flatnonzero on a mask.")
     if len(rows) == 0:
@@ -122,9 +164,25 @@ def as_multi_hot(labels: Any, name: str = "labels") -> np.ndarray:
     array = np.asarray(labels)
     if array.ndim != 2 or 0 in array.shape:
         raise ProbeError(f"{name} must be multi-hot [n, C], got shape {list(array.shape)}")
-    if array.dtype != bool and not np.isin(array, (0, 1)).all():
-        raise ProbeError(f"{name} must be 0 or 1; found {array[~np.isin(array, (0, 1))][0]!s}")
+    if array.dtype != bool:
+        for start in range(0, len(array), _LABEL_ROWS):
+            piece = array[start : start + _LABEL_ROWS]
+            other = (piece != 0) & (piece != 1)
+            if other.any():
+                raise ProbeError(f"{name} must be 0 or 1; found {piece[other][0]!s}")
     return array.astype(bool)
+
+
+def rarest_class(positive: np.ndarray) -> np.ndarray:
+    """The class of each row that fewest rows have, of equally rare ones the first, int64 [n]; C for rows without any. `positive` is bool [n, C]."""
+    n_classes = positive.shape[1]
+    by_frequency = np.argsort(positive.sum(axis=0), kind="stable")
+    result = np.full(len(positive), n_classes)
+    for start in range(0, len(positive), _LABEL_ROWS):
+        piece = positive[start : start + _LABEL_ROWS][:, by_frequency]
+        found = piece.any(axis=1)
+        result[start : start + len(piece)][found] = by_frequency[piece[found].argmax(axis=1)]
+    return result
 
 
 def one_hot(labels: Any, n_classes: int | None = None) -> np.ndarray:

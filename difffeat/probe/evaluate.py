@@ -5,6 +5,7 @@ Results are plain JSON types with a `schema`, and each says on which split it wa
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -17,11 +18,13 @@ import numpy as np
 from difffeat.errors import ConfigError, ProbeError
 from difffeat.probe.base import Probe
 from difffeat.probe.bootstrap import bootstrap_interval
-from difffeat.probe.data import FeatureMatrix, FeatureStore, as_multi_hot
+from difffeat.probe.data import FeatureMatrix, FeatureStore, as_multi_hot, rarest_class
 from difffeat.probe.factory import make_probe
 from difffeat.probe.metrics import THRESHOLD, multi_label_report
+from difffeat.probe.optim import check_seed
 from difffeat.probe.output import write_fresh
 from difffeat.probe.ridge import ALPHAS, RidgeProbe, ridge_path
+from difffeat.probe.sameness import left_out, require_apart, require_same, told
 from difffeat.probe.search import Grid
 from difffeat.recipe import parse_tap
 
@@ -51,12 +54,12 @@ class Part:
 
 
 def usable_rows(store: FeatureStore) -> np.ndarray:
-    """Rows whose sample is valid, int64 [m]. Raises ProbeError when there are none, or no labels."""
+    """Rows whose sample is valid and whose labels are known, int64 [m]. Raises ProbeError when there are none, or no labels."""
     if store.labels is None:
         raise ProbeError("this store has no labels, so nothing can be probed. Extract it from a source that has them.")
-    rows = np.flatnonzero(np.asarray(store.valid))
+    rows = np.flatnonzero(np.asarray(store.valid) & np.asarray(store.labelled))
     if len(rows) == 0:
-        raise ProbeError("this store has no valid sample. Look at difffeat store info.")
+        raise ProbeError(f"this store has no valid sample with known labels: of {len(store)}, {told(left_out(store))}. Look at difffeat store info.")
     return rows
 
 
@@ -69,10 +72,9 @@ def split_rows(labels: Any, *, fractions: Sequence[float] = (0.7, 0.15, 0.15), s
     positive = as_multi_hot(labels)
     if len(fractions) != 3 or min(fractions) < 0 or not np.isclose(sum(fractions), 1):
         raise ConfigError(f"fractions must be three numbers that sum to 1, got {list(fractions)}")
+    check_seed(seed)
     rng = np.random.Generator(np.random.PCG64(seed))
-    frequency = positive.sum(axis=0)
-    rarest = np.where(positive, frequency, len(positive) + 1).argmin(axis=1)
-    stratum = np.where(positive.any(axis=1), rarest, positive.shape[1])
+    stratum = rarest_class(positive)
     keys = np.empty(len(positive))
     for value in np.unique(stratum):
         members = rng.permutation(np.flatnonzero(stratum == value))
@@ -99,9 +101,12 @@ def make_parts(
     """Train, validation and test, each a store of its own where given, else a seeded share of the training store.
 
     The shares of splits that have a store of their own go to train. Raises ProbeError when stores differ in classes or, unless
-    `allow_mixed`, in their fingerprint: such features must not meet in one probe.
+    `allow_mixed`, in their recipe (such features must not meet in one probe), and when two splits share a sample.
     """
     given = {"validation": validation, "test": test}
+    for name, own in given.items():
+        if own is not None:
+            require_same(train, own, name, allow_mixed=allow_mixed)
     rows = usable_rows(train)
     shares = [0.0 if given[name] is not None else fractions[SPLITS.index(name)] for name in SPLITS[1:]]
     positions = split_rows(np.asarray(train.labels)[rows], fractions=(1 - sum(shares), *shares), seed=seed)
@@ -113,19 +118,10 @@ def make_parts(
             source = "a store of its own" if whole else f"a share of the training store, seed {seed}"
             parts[name] = Part(name, train, rows[positions[name]], source)
         else:
-            _check_same(train, own, name, allow_mixed)
             parts[name] = Part(name, own, usable_rows(own), "a store of its own")
+    for first, second in itertools.combinations(parts.values(), 2):
+        require_apart(first.store, first.rows, second.store, second.rows, (first.name, second.name))
     return parts
-
-
-def _check_same(train: FeatureStore, other: FeatureStore, name: str, allow_mixed: bool) -> None:
-    if tuple(train.classes) != tuple(other.classes):
-        raise ProbeError(f"the {name} store has other classes than the training store")
-    if train.fingerprint != other.fingerprint and not allow_mixed:
-        raise ProbeError(
-            f"the {name} store was made by another recipe ({other.fingerprint[:12]}) than the training store ({train.fingerprint[:12]}). "
-            "Extract both with the same artifact and options, or pass allow_mixed=True."
-        )
 
 
 @dataclass(frozen=True)
@@ -177,6 +173,7 @@ def probe_store(
         "selected_on": selected_on,
         "reported_on": report_on,
         "splits": {name: {"rows": len(value.rows), "from": value.source} for name, value in parts.items()},
+        "left_out": {name: left_out(value.store) for name, value in parts.items() if value.store is not store or name == "train"},
         "fingerprints": {name: value.store.fingerprint for name, value in parts.items()},
         "classes": list(store.classes),
         "threshold": THRESHOLD,
@@ -248,10 +245,11 @@ def evaluate_taps(
     These numbers are for choosing a tap; report the chosen one on a test split. `taps`: all of the training store when None;
     `max_rows`: use the first so many valid training rows only.
     """
-    _check_same(train, validation, "validation", allow_mixed)
+    require_same(train, validation, "validation", allow_mixed=allow_mixed)
     names = tuple(train.taps) if taps is None else tuple(taps)
     grid = Grid.of_taps(names)
     rows, held = usable_rows(train)[:max_rows], usable_rows(validation)
+    require_apart(train, rows, validation, held, ("train", "validation"))
     y, truth = np.asarray(train.labels)[rows], np.asarray(validation.labels)[held]
     values, chosen = (np.full((len(grid.blocks), len(grid.timesteps)), np.nan) for _ in range(2))
     for name in names:
@@ -263,15 +261,15 @@ def evaluate_taps(
     return TapScores(grid, values, chosen, evaluated, {"train": len(rows), "validation": len(held)})
 
 
-def write_metrics(folder: str | os.PathLike[str], result: Mapping[str, Any], name: str = "metrics.json") -> Path:
+def write_metrics(folder: str | os.PathLike[str], result: Mapping[str, Any], name: str = "metrics.json", beside: Sequence[str] = ()) -> Path:
     """Write a result as JSON into `folder`; an older file stays and the new one becomes `metrics-2.json`, and so on. Returns where it
-    went.
+    went. `beside`: files to be written under the same number, which is then one that none of them has taken.
     """
     try:
         text = json.dumps(dict(result), indent=2, sort_keys=False, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"these metrics are not plain JSON: {error}") from None
-    return write_fresh(Path(folder) / name, (text + "\n").encode())
+    return write_fresh(Path(folder) / name, (text + "\n").encode(), beside)
 
 
 def _without_nan(values: np.ndarray) -> list[list[float | None]]:

@@ -18,7 +18,7 @@ from difffeat.errors import ConfigError, NotYetAvailable, ProbeError
 from difffeat.probe.base import Probe
 from difffeat.probe.data import FeatureMatrix, FeatureStore, matrix_shape, row_count, take
 from difffeat.probe.linear import standardised_reader, train
-from difffeat.probe.optim import check_training, loss_and_gradient
+from difffeat.probe.optim import check_training, is_whole, loss_and_gradient
 from difffeat.probe.ridge import ALPHAS, RidgeProbe
 from difffeat.probe.standardize import Standardizer
 
@@ -86,10 +86,10 @@ class Join:
 
 
 def join(image_store: FeatureStore, text_store: FeatureStore) -> Join:
-    """Pair the rows of two stores by sample id, where both are valid.
+    """Pair the rows of two stores by sample id, where both are valid and, if there are labels at all, one of them knows the sample's.
 
     Raises ProbeError when an id stands twice in one store, when nothing is shared (with example ids: suffixes are the usual cause), and
-    when labels or classes of the two stores disagree.
+    when known labels or classes of the two stores disagree.
     """
     places = {"image": _places(image_store, "image"), "text": _places(text_store, "text")}
     shared = [id_ for id_ in image_store.ids if id_ in places["text"]]
@@ -101,18 +101,24 @@ def join(image_store: FeatureStore, text_store: FeatureStore) -> Join:
     rows = {name: np.array([places[name][id_] for id_ in shared], np.int64) for name in places}
     valid = {"image": np.asarray(image_store.valid)[rows["image"]], "text": np.asarray(text_store.valid)[rows["text"]]}
     kept = valid["image"] & valid["text"]
+    if not kept.any():
+        raise ProbeError(f"none of the {len(shared)} shared samples is valid in both stores. Look at difffeat store info for each.")
+    labels, classes, known = _agreed_labels(image_store, text_store, rows["image"], rows["text"], kept)
+    used = kept & known
+    if not used.any():
+        raise ProbeError(
+            f"neither store knows the labels of any of the {int(kept.sum())} samples that they share. Extract one from a source that does."
+        )
     dropped = {
         "only in the image store": len(image_store.ids) - len(shared),
         "only in the text store": len(text_store.ids) - len(shared),
         "invalid in the image store": int((~valid["image"]).sum()),
         "invalid in the text store": int((valid["image"] & ~valid["text"]).sum()),
+        "whose labels are unknown": int((kept & ~known).sum()),
     }
-    if not kept.any():
-        raise ProbeError(f"none of the {len(shared)} shared samples is valid in both stores. Look at difffeat store info for each.")
-    ids = tuple(id_ for id_, keep in zip(shared, kept, strict=True) if keep)
-    image_rows, text_rows = rows["image"][kept], rows["text"][kept]
-    labels, classes = _agreed_labels(image_store, text_store, ids, image_rows, text_rows)
-    return Join(image_store, text_store, ids, image_rows, text_rows, labels, classes, dropped)
+    ids = tuple(id_ for id_, keep in zip(shared, used, strict=True) if keep)
+    own = None if labels is None else labels[used]
+    return Join(image_store, text_store, ids, rows["image"][used], rows["text"][used], own, classes, dropped)
 
 
 def _places(store: FeatureStore, name: str) -> dict[str, int]:
@@ -126,25 +132,29 @@ def _places(store: FeatureStore, name: str) -> dict[str, int]:
 
 
 def _agreed_labels(
-    image_store: FeatureStore, text_store: FeatureStore, ids: Sequence[str], image_rows: np.ndarray, text_rows: np.ndarray
-) -> tuple[np.ndarray | None, tuple[str, ...]]:
-    """Labels of the joined rows and their classes; from whichever store has them, and equal where both do."""
-    if image_store.labels is None or text_store.labels is None:
-        store, rows = (text_store, text_rows) if image_store.labels is None else (image_store, image_rows)
-        return (None, ()) if store.labels is None else (np.asarray(store.labels)[rows], tuple(store.classes))
-    classes = tuple(image_store.classes), tuple(text_store.classes)
+    image_store: FeatureStore, text_store: FeatureStore, image_rows: np.ndarray, text_rows: np.ndarray, kept: np.ndarray
+) -> tuple[np.ndarray | None, tuple[str, ...], np.ndarray]:
+    """(labels of the shared samples, classes, whether a sample's labels are known); each from the store that knows, and equal where both do."""
+    stores = [(store, rows) for store, rows in ((image_store, image_rows), (text_store, text_rows)) if store.labels is not None]
+    if not stores:
+        return None, (), np.ones(len(image_rows), bool)
+    known = [np.asarray(store.labelled)[rows] for store, rows in stores]
+    labels = [np.asarray(store.labels)[rows] for store, rows in stores]
+    classes = [tuple(store.classes) for store, _ in stores]
+    if len(stores) == 1:
+        return labels[0], classes[0], known[0]
     if classes[0] != classes[1]:
         raise ProbeError(f"the stores differ in their classes: {_few(classes[0])} against {_few(classes[1])}")
-    labels, others = np.asarray(image_store.labels)[image_rows], np.asarray(text_store.labels)[text_rows]
-    differing = np.flatnonzero((labels != others).any(axis=1))
+    differing = np.flatnonzero((labels[0] != labels[1]).any(axis=1) & known[0] & known[1] & kept)
     if len(differing):
         first = differing[0]
-        names = [", ".join(np.array(classes[0])[row.astype(bool)]) or "none" for row in (labels[first], others[first])]
+        names = [", ".join(np.array(classes[0])[own[first].astype(bool)]) or "none" for own in labels]
+        example = image_store.ids[int(image_rows[first])]
         raise ProbeError(
-            f"labels disagree for {len(differing)} of {len(ids)} samples; {ids[first]!r} has {names[0]} in the image store and {names[1]} "
+            f"labels disagree for {len(differing)} of {int(kept.sum())} samples; {example!r} has {names[0]} in the image store and {names[1]} "
             "in the text store. Extract both from the same annotations."
         )
-    return labels, classes[0]
+    return np.where(known[0][:, None], labels[0], labels[1]), classes[0], known[0] | known[1]
 
 
 def _few(names: Sequence[str]) -> str:
@@ -177,15 +187,16 @@ class FusionProbe(Probe):
     ) -> None:
         if kind in LATER_KINDS:
             raise NotYetAvailable(f"fusion by {kind} comes with a later release; available now: {', '.join(KINDS)}")
-        if kind not in KINDS or width < 1:
+        if kind not in KINDS or not is_whole(width) or width < 1:
             raise ConfigError(f"fusion must be one of {', '.join(KINDS)} with a width of at least 1; got {kind!r} and {width}")
-        check_training(epochs=epochs, lr=lr, batch_size=batch_size, weight_decay=weight_decay, loss=loss)
+        check_training(epochs=epochs, lr=lr, batch_size=batch_size, weight_decay=weight_decay, loss=loss, seed=seed)
         self.width, self.fusion = width, kind
         self.epochs, self.lr, self.batch_size, self.weight_decay = epochs, lr, batch_size, weight_decay
         self.standardize, self.loss, self.seed = standardize, loss, seed
         self.link = "softmax" if loss == "softmax" else "sigmoid"
         self.history_: list[float] = []
         self.parameters_: dict[str, np.ndarray] = {}
+        self.image_width_ = 0  # not known: a concatenation from a file of an earlier version
 
     def fit(self, x: PairedFeatures, y: Any, *, classes: Sequence[str] | None = None) -> Self:
         """Train on pairs; `y` has one row a pair. Arguments and errors as in `LinearProbe.fit`."""
@@ -193,6 +204,7 @@ class FusionProbe(Probe):
             raise ProbeError(f"fusion needs PairedFeatures, got {type(x).__name__}. Use join(image_store, text_store).features(...).")
         targets, names = self._begin(x, y, None, classes)
         self.standardizer_ = Standardizer.fit(x) if self.standardize else Standardizer.identity(x.shape[1])
+        self.image_width_ = x.image_width
         self.parameters_ = self._initial(x.image_width, x.text_width, len(names))
         self.history_ = train(
             self.parameters_,
@@ -247,6 +259,19 @@ class FusionProbe(Probe):
         names = ("width", "epochs", "lr", "batch_size", "weight_decay", "standardize", "loss", "seed")
         return {"kind": self.fusion} | {name: getattr(self, name) for name in names}
 
+    def decision_function(self, x: FeatureMatrix, rows: np.ndarray | None = None) -> np.ndarray:
+        """Scores float32 [n, C]. Raises ProbeError before fitting, and for pairs whose halves are not as wide as those of training."""
+        self._check_fitted()
+        if isinstance(x, PairedFeatures) and self.image_width_ and (x.image_width, x.text_width) != self._widths():
+            raise ProbeError(
+                f"this fusion was fitted on images of width {self._widths()[0]} and texts of {self._widths()[1]}, these pairs have {x.image_width} "
+                f"and {x.text_width}. Are they the wrong way round?"
+            )
+        return super().decision_function(x, rows)
+
+    def _widths(self) -> tuple[int, int]:
+        return self.image_width_, len(self.standardizer_.mean) - self.image_width_
+
     def _hidden(self, batch: np.ndarray) -> np.ndarray:
         if self.fusion == "concat":
             return batch
@@ -271,6 +296,19 @@ class FusionProbe(Probe):
         if set(tensors) != expected:
             raise KeyError(f"tensors {sorted(tensors)}")
         self.parameters_ = dict(tensors)
+        if self.fusion == "add":
+            self.image_width_ = len(tensors["project_image"])
+            if {tensors[name].shape[-1] for name in ("project_image", "project_text", "shift")} != {self.width}:
+                raise ValueError(f"a width other than {self.width}")
+
+    def _facts(self) -> dict[str, Any]:
+        return {"history": self.history_, "image_width": self.image_width_}
+
+    def _recall(self, facts: Mapping[str, Any]) -> None:
+        self.history_ = [float(value) for value in facts.get("history", ())]
+        self.image_width_ = int(facts.get("image_width", self.image_width_))
+        if not 0 <= self.image_width_ < len(self.standardizer_.mean):
+            raise ValueError(f"an image width of {self.image_width_}")
 
 
 def ridge_fusion(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -20,7 +20,8 @@ CACHE_BYTES = 2**30
 class LinearProbe(Probe):
     """One linear layer trained with Adam, in scikit-learn's shape.
 
-        probe = LinearProbe().fit(store["b12/t30"], store.labels)
+        rows = store.usable
+        probe = LinearProbe().fit(store["b12/t30"], store.labels[rows], rows=rows)
         probabilities = probe.predict_proba(other["b12/t30"])
 
     **Arguments:** `epochs`, `lr` (annealed to 0 by a cosine over all steps), `batch_size`, `weight_decay` (added to the gradient),
@@ -44,7 +45,7 @@ class LinearProbe(Probe):
         loss: str = "bce",
         seed: int = 0,
     ) -> None:
-        check_training(epochs=epochs, lr=lr, batch_size=batch_size, weight_decay=weight_decay, loss=loss)
+        check_training(epochs=epochs, lr=lr, batch_size=batch_size, weight_decay=weight_decay, loss=loss, seed=seed)
         self.epochs, self.lr, self.batch_size, self.weight_decay = epochs, lr, batch_size, weight_decay
         self.standardize, self.loss, self.seed = standardize, loss, seed
         self.link = "softmax" if loss == "softmax" else "sigmoid"
@@ -84,6 +85,12 @@ class LinearProbe(Probe):
         """The constructor's arguments."""
         names = ("epochs", "lr", "batch_size", "weight_decay", "standardize", "loss", "seed")
         return {name: getattr(self, name) for name in names}
+
+    def _facts(self) -> dict[str, Any]:
+        return {"history": self.history_}
+
+    def _recall(self, facts: Mapping[str, Any]) -> None:
+        self.history_ = [float(value) for value in facts.get("history", ())]
 
 
 Reader = Callable[[np.ndarray], np.ndarray]

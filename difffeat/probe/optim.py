@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -61,10 +62,22 @@ def steps_of(n: int, *, epochs: int, batch_size: int) -> int:
     return epochs * -(-n // batch_size)
 
 
-def check_training(*, epochs: int, lr: float, batch_size: int, weight_decay: float, loss: str) -> None:
+def check_seed(seed: int) -> None:
+    """Raises ConfigError unless `seed` is a whole number from 0 to 2^63-1, as for an extraction."""
+    if not is_whole(seed) or not 0 <= seed < 2**63:
+        raise ConfigError(f"seed must lie in 0..2^63-1, got {seed!r}")
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a setting is a whole number, NumPy's included."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def check_training(*, epochs: int, lr: float, batch_size: int, weight_decay: float, loss: str, seed: int) -> None:
     """Raises ConfigError when the settings of a training make no sense."""
-    if epochs < 1 or batch_size < 1:
-        raise ConfigError(f"epochs and batch_size must be at least 1, got {epochs} and {batch_size}")
+    check_seed(seed)
+    if not (is_whole(epochs) and is_whole(batch_size)) or epochs < 1 or batch_size < 1:
+        raise ConfigError(f"epochs and batch_size must be whole numbers of at least 1, got {epochs!r} and {batch_size!r}")
     if not (math.isfinite(lr) and lr > 0 and math.isfinite(weight_decay) and weight_decay >= 0):
         raise ConfigError(f"lr must be above 0 and weight_decay at least 0, got {lr} and {weight_decay}")
     if loss not in LOSSES:

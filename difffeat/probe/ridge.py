@@ -6,7 +6,7 @@ whatever number of samples. With fewer samples than dimensions the n×n form is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -16,10 +16,14 @@ from difffeat.errors import ConfigError, ProbeError
 from difffeat.probe.base import Probe
 from difffeat.probe.data import FeatureMatrix, as_multi_hot, matrix_shape, one_hot, row_chunks, row_count
 from difffeat.probe.metrics import mean_average_precision
+from difffeat.probe.optim import check_seed
 from difffeat.probe.standardize import Standardizer
 
 ALPHAS: tuple[float, ...] = tuple(10.0 ** (k / 2) for k in range(-8, 5))
 """1e-4 to 1e2 in half decades; mean eigenvalue of the standardised features' covariance is 1."""
+
+LABEL_BYTES = 64 * 2**20
+"""Centred labels of about this many bytes are in memory at once."""
 
 HOLDOUT = 0.2
 """Share of the training rows held out to choose alpha when no validation rows are given."""
@@ -80,35 +84,49 @@ def ridge_path(x: FeatureMatrix, y: Any, *, rows: np.ndarray | None = None, stan
         standardizer = Standardizer(standardizer.mean, np.ones(width, np.float32))
     intercept = targets.mean(axis=0)
     decompose = _dual if count < width else _primal
-    basis, eigenvalues, moments = decompose(x, rows, standardizer, targets - intercept)
+    basis, eigenvalues, moments = decompose(x, rows, standardizer, targets, intercept)
     return RidgePath(basis, np.maximum(eigenvalues, 0), moments, intercept, standardizer)
 
 
-def _primal(x: FeatureMatrix, rows: np.ndarray | None, standardizer: Standardizer, centred: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """XᵀX/n = V·diag(e)·Vᵀ: weights = V · 1/(e + alpha) · Vᵀ·Xᵀy/n."""
-    width, n = matrix_shape(x)[1], len(centred)
-    gram, moments = np.zeros((width, width)), np.zeros((width, centred.shape[1]))
+def _primal(
+    x: FeatureMatrix, rows: np.ndarray | None, standardizer: Standardizer, targets: np.ndarray, intercept: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """XᵀX/n = V·diag(e)·Vᵀ: weights = V · 1/(e + alpha) · Vᵀ·Xᵀy/n. The labels are centred piece by piece: [n, C] in float64 may be large."""
+    width, n = matrix_shape(x)[1], len(targets)
+    gram, moments = np.zeros((width, width)), np.zeros((width, targets.shape[1]))
     for start, chunk in row_chunks(x, rows):
         piece = standardizer.transform(chunk).astype(np.float64)
         gram += piece.T @ piece
-        moments += piece.T @ centred[start : start + len(chunk)]
+        moments += _times(piece, targets[start : start + len(chunk)], intercept)
     eigenvalues, vectors = np.linalg.eigh(gram / n)
     return vectors, eigenvalues, vectors.T @ (moments / n)
 
 
-def _dual(x: FeatureMatrix, rows: np.ndarray | None, standardizer: Standardizer, centred: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _times(piece: np.ndarray, targets: np.ndarray, intercept: np.ndarray) -> np.ndarray:
+    """Xᵀ·(y - mean) of a piece, float64 [D, C], with at most `LABEL_BYTES` of centred labels at a time."""
+    size = max(1, LABEL_BYTES // (8 * targets.shape[1]))
+    result = piece[:size].T @ (targets[:size] - intercept)
+    for start in range(size, len(piece), size):
+        result += piece[start : start + size].T @ (targets[start : start + size] - intercept)
+    return result
+
+
+def _dual(
+    x: FeatureMatrix, rows: np.ndarray | None, standardizer: Standardizer, targets: np.ndarray, intercept: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """XXᵀ/n = U·diag(e)·Uᵀ: weights = Xᵀ·U · 1/(e + alpha) · Uᵀ·y/n, since n < D."""
-    n = len(centred)
+    n = len(targets)
     held = np.concatenate([standardizer.transform(chunk).astype(np.float64) for _, chunk in row_chunks(x, rows)])
     eigenvalues, vectors = np.linalg.eigh(held @ held.T / n)
-    return held.T @ vectors, eigenvalues, vectors.T @ (centred / n)
+    return held.T @ vectors, eigenvalues, vectors.T @ ((targets - intercept) / n)
 
 
 class RidgeProbe(Probe):
     """Ridge regression onto the labels, alpha chosen by mAP. `decision_function` is the estimate minus 0.5.
 
     **Arguments:** `alphas` to choose from (one: no choice); `standardize`; `seed` of the hold-out used when `fit` gets no validation rows.
-    **Attributes after fitting:** `alpha_`, `validation_map_` (one an alpha, empty without a choice), `selected_on_`.
+    **Attributes after fitting:** `alpha_`, `validation_map_` (one an alpha, empty without a choice), `selected_on_`. A file keeps them; `alpha_` is
+    NaN where one of an earlier version did not.
     """
 
     kind: ClassVar[str] = "ridge"
@@ -117,6 +135,7 @@ class RidgeProbe(Probe):
         self.alphas = tuple(float(alpha) for alpha in alphas)
         if not self.alphas or any(not (np.isfinite(alpha) and alpha > 0) for alpha in self.alphas):
             raise ConfigError(f"alphas must be numbers above 0, got {list(alphas)}")
+        check_seed(seed)
         self.standardize, self.seed = standardize, seed
         self.link = "clip"
         self.alpha_, self.validation_map_, self.selected_on_ = self.alphas[0], list[float](), ""
@@ -167,3 +186,14 @@ class RidgeProbe(Probe):
     def settings(self) -> dict[str, Any]:
         """The constructor's arguments."""
         return {"alphas": list(self.alphas), "standardize": self.standardize, "seed": self.seed}
+
+    def _facts(self) -> dict[str, Any]:
+        alpha = self.alpha_ if np.isfinite(self.alpha_) else None
+        return {"alpha": alpha, "validation_map": [float(value) for value in self.validation_map_], "selected_on": self.selected_on_}
+
+    def _recall(self, facts: Mapping[str, Any]) -> None:
+        given = self.alphas[0] if len(self.alphas) == 1 else None
+        alpha = facts.get("alpha", given)
+        self.alpha_ = float("nan") if alpha is None else float(alpha)
+        self.validation_map_ = [float(value) for value in facts.get("validation_map", ())]
+        self.selected_on_ = str(facts.get("selected_on", "not known: the file is of an earlier version"))

@@ -118,6 +118,7 @@ def convert(
         raise ConfigError(
             f"--to takes {', '.join(LAYOUTS)}, --dtype fp16 or fp32, --rows-per-file at least 1; got {layout!r}, {kind!r}, {rows_per_file}"
         )
+    _check_place(Path(path), out)
     if problems := [str(problem) for problem in check(path) if problem.kind not in BESIDE]:
         raise StoreCorrupt("\n  ".join([f"{path} is damaged and was not converted:", *problems]))
     rows = Rows(store, chosen, kind, keep_quarantined=keep_quarantined)
@@ -189,6 +190,15 @@ def _staged(out: Path, files: Files) -> Iterator[Path]:
             f"writing {out} failed: {error.strerror or error}. Nothing has that name yet; free space or mend the disk, then run the same command "
             "again."
         ) from error
+
+
+def _check_place(store: Path, out: Path) -> None:
+    """Raises ConfigError for an output that would lie within the store, hold it, or take the place of the current folder or of one above it."""
+    source, target, here = store.resolve(), out.resolve(), Path.cwd().resolve()
+    if target == source or source in target.parents or target in source.parents:
+        raise ConfigError(f"{out} is within {store}, or holds it: its own files must stay as they are. Choose another -o.")
+    if target == here or target in here.parents:
+        raise ConfigError(f"{out} is the current folder, or one above it, and cannot be replaced. Name a new folder below it with -o.")
 
 
 def _ours(staging: Path) -> bool:

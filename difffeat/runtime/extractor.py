@@ -10,8 +10,8 @@ from typing import Any, Self
 
 import numpy as np
 
-from difffeat.errors import ConfigError
-from difffeat.recipe import tap_name
+from difffeat.errors import ConfigError, DecodeError
+from difffeat.recipe import RunRecipe, tap_name
 from difffeat.runtime.batches import per_timestep, tap_shapes
 from difffeat.runtime.blobs import Blob, FileBlob
 from difffeat.runtime.feeds import batch_noise
@@ -36,12 +36,11 @@ class Extractor:
         invert: Any | None,
         stack: ExitStack,
         *,
-        seed: int,
+        run: RunRecipe,
         batch_size: int,
-        preprocessing: str,
     ) -> None:
         self._artifact, self._engine, self._latents, self._invert, self._stack = artifact, engine, latents_engine, invert, stack
-        self._seed, self._batch_size, self._preprocessing = seed, batch_size, preprocessing
+        self._recipe, self._batch_size = run, batch_size
         self._runs = per_timestep(engine, artifact.sweep_table())
 
     @classmethod
@@ -55,10 +54,15 @@ class Extractor:
         seed: int = 0,
         batch_size: int = 32,
         preprocessing: str = "center",
+        captions: str = "joined",
+        truncate: bool = False,
     ) -> Extractor:
-        """Open an artifact. Arguments and errors as for `difffeat.open_engine` and `RunRecipe`."""
+        """Open an artifact. Arguments and errors as for `difffeat.open_engine` and `RunRecipe`; `batch_size` at least 1."""
         from difffeat.engines import Artifact, EngineOptions, open_engine
 
+        run = RunRecipe(seed=seed, preprocessing=preprocessing, captions=captions, truncate=truncate)
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise ConfigError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
         artifact, options = Artifact.open(path), EngineOptions(batch=batch_size)
         opening: dict[str, Any] = {"device": device, "threads": threads, "options": options}
         with ExitStack() as stack:
@@ -67,7 +71,7 @@ class Extractor:
             if "pixels" not in opened.inputs and artifact.latents_graph is not None:
                 latents = stack.enter_context(open_engine(artifact, engine, graph="latents", **opening))
             invert = open_inversion(artifact, stack, engine, **opening)
-            return cls(artifact, opened, latents, invert, stack.pop_all(), seed=seed, batch_size=batch_size, preprocessing=preprocessing)
+            return cls(artifact, opened, latents, invert, stack.pop_all(), run=run, batch_size=batch_size)
 
     def __enter__(self) -> Self:
         return self
@@ -83,12 +87,17 @@ class Extractor:
     def __call__(self, inputs: Sequence[Any] | np.ndarray, ids: Sequence[str] | None = None) -> dict[str, np.ndarray]:
         """Features by tap, float32 [n, ...], in the order of the inputs.
 
-        **Arguments:** `inputs` images (paths, bytes, PIL images, uint8 arrays [H, W, 3], or what `Sample.image` is) or, for a text graph, captions;
-        `ids` key the noise, default `0`, `1`, ...: give the ids of the store to get the store's features.
+        **Arguments:** `inputs` images (paths, bytes, PIL images, uint8 arrays [H, W, 3], or what `Sample.image` is) or, for a text graph, captions:
+        a string for each sample, or several, which are joined or of which the first is taken as `captions` says; `ids` key the noise, default `0`,
+        `1`, ...: give the ids of the store to get the store's features.
 
-        Raises SampleError with its subclasses for a bad input: in memory nothing is set aside.
+        Raises SampleError with its subclasses for a bad input (in memory nothing is set aside), ConfigError for what is no image or caption at all.
         """
+        if isinstance(inputs, str | bytes | bytearray | Path) or not hasattr(inputs, "__len__"):
+            raise ConfigError(f"inputs must be a list, one entry a sample; got a single {type(inputs).__name__}. Put it in a list.")
         names = [str(i) for i in range(len(inputs))] if ids is None else list(ids)
+        if isinstance(ids, str) or any(not isinstance(name, str) for name in names):
+            raise ConfigError("ids must be a list of strings, one a sample, as Store.ids gives them")
         if len(names) != len(inputs):
             raise ConfigError(f"{len(inputs)} inputs but {len(names)} ids")
         parts = self._text_batches(inputs) if self._engine.recipe.takes_text else self._image_batches(inputs)
@@ -105,7 +114,7 @@ class Extractor:
         for t, parameters in self._runs:
             given = {**(feeds if self._invert is None else self._invert(feeds, t or 0.0)), **parameters}
             if "noise" in self._engine.inputs:
-                given["noise"] = batch_noise(self._engine.inputs["noise"], feeds, names, seed=self._seed, t=t or 0.0, draw=0)
+                given["noise"] = batch_noise(self._engine.inputs["noise"], feeds, names, seed=self._recipe.seed, t=t or 0.0, draw=0)
             for name, values in self._engine.run(given).items():
                 yield (name if t is None else tap_name(int(name[1:]), t)), values
 
@@ -118,30 +127,64 @@ class Extractor:
             yield rows, {"pixels": np.stack([self._pixels(inputs[int(row)], side) for row in rows])}
 
     def _pixels(self, image: Any, side: int) -> np.ndarray:
+        preprocessing = self._recipe.preprocessing
         if isinstance(image, str | Path):
-            return decode(FileBlob("", str(image)).read(), side, self._preprocessing)
-        if isinstance(image, bytes):
-            return decode(image, side, self._preprocessing)
+            return decode(FileBlob("", str(image)).read(), side, preprocessing)
+        if isinstance(image, bytes | bytearray | memoryview):
+            return decode(bytes(image), side, preprocessing)
         if isinstance(image, Blob):
-            return decode(image.read(), side, self._preprocessing)
-        if isinstance(image, np.ndarray):
-            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-                raise ConfigError(f"an image array must be uint8 [H, W, 3], got {image.dtype} {list(image.shape)}")
-            if image.shape[:2] == (side, side):
-                return image
-            from PIL import Image
-
-            image = Image.fromarray(image)
-        return preprocess(to_rgb(image), side, self._preprocessing)
+            return decode(image.read(), side, preprocessing)
+        if isinstance(image, np.ndarray) and _checked(image).shape[:2] == (side, side):
+            return image
+        return preprocess(to_rgb(_loaded(image)), side, preprocessing)
 
     def _text_batches(self, inputs: Sequence[Any] | np.ndarray) -> Any:
         architecture = self._engine.recipe.architecture
         if self._artifact.tokenizer is None:
             raise ConfigError(f"{self._artifact.path} has lost its tokenizer.json. Export it again.")
+        run = self._recipe
         captions = Captions(
-            self._artifact.tokenizer, max_length=architecture["max_length"], vocab=architecture["vocab"], protocol="joined", truncate=False
+            self._artifact.tokenizer, max_length=architecture["max_length"], vocab=architecture["vocab"], protocol=run.captions, truncate=run.truncate
         )
-        ids = [captions.encode(Sample(str(row), captions=(str(text),))) for row, text in enumerate(inputs)]
+        ids = [captions.encode(Sample(str(row), captions=_captions(own, row))) for row, own in enumerate(inputs)]
         for rows, length in batches_by_length(np.array([len(own) for own in ids]), self._batch_size, 8):
             tokens, lengths = pad_tokens([ids[row] for row in rows], len(rows), length)
             yield rows, {"tokens": tokens, "lengths": lengths}
+
+
+def _captions(own: Any, row: int) -> tuple[str, ...]:
+    """The captions of an input. Raises ConfigError for what is neither a string nor several."""
+    texts: tuple[Any, ...] = (None,)
+    if isinstance(own, str):
+        texts = (own,)
+    elif isinstance(own, Sequence | np.ndarray) and not isinstance(own, bytes | bytearray | memoryview):
+        texts = tuple(own)
+    if not all(isinstance(text, str) for text in texts):
+        raise ConfigError(f"input {row} is no caption: a string is needed, or a list of strings, got {type(own).__name__}. Decode bytes first.")
+    return texts
+
+
+def _checked(image: np.ndarray) -> np.ndarray:
+    """An array of pixels. Raises ConfigError for another type or number of axes, DecodeError where there is no pixel."""
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ConfigError(f"an image array must be uint8 [H, W, 3], got {image.dtype} {list(image.shape)}")
+    if image.size == 0:
+        raise DecodeError(f"the image has no pixels: its shape is {list(image.shape)}")
+    return image
+
+
+def _loaded(image: Any) -> Any:
+    """A PIL image, its pixels decoded. Raises ConfigError for what is no image, DecodeError for one that is damaged or has no pixels."""
+    from PIL import Image
+
+    if isinstance(image, np.ndarray):
+        return Image.fromarray(image)
+    if not isinstance(image, Image.Image):
+        raise ConfigError(f"an image must be a path, bytes, a PIL image or an array, got {type(image).__name__}")
+    try:
+        image.load()
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise DecodeError(f"the image is damaged or truncated ({error}). Open it again from a whole file.") from None
+    if 0 in image.size:
+        raise DecodeError("the image has no pixels")
+    return image

@@ -12,62 +12,15 @@ import numpy as np
 
 from difffeat.errors import ConfigError, StoreCorrupt, StoreIncomplete
 from difffeat.recipe import Recipe
+from difffeat.runtime.features import Features, map_array
 from difffeat.runtime.manifest import Manifest, Receipt, read_manifest, read_receipt, shard_path
 from difffeat.runtime.table import read_samples
 
 _SAFETENSORS_TYPES = {"F16": "float16", "F32": "float32", "BOOL": "bool", "U8": "uint8"}
 DIGEST_BYTES = 32
 
-
-class Features:
-    """One tap of a store: behaves like a read-only array [n, ...] whose shards stay on disk until they are looked at."""
-
-    def __init__(self, parts: list[np.ndarray]) -> None:
-        self._parts = parts
-        self._ends = np.cumsum([len(part) for part in parts])
-        self.shape: tuple[int, ...] = (int(self._ends[-1]), *parts[0].shape[1:])
-        self.dtype = parts[0].dtype
-        self.ndim = len(self.shape)
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        if copy is False and (len(self._parts) > 1 or dtype not in (None, self.dtype)):
-            raise ValueError("features of several shards, or of another type, cannot be an array without a copy")
-        whole = self._parts[0] if len(self._parts) == 1 else np.concatenate(self._parts)
-        return np.array(whole, dtype=dtype) if copy or dtype not in (None, self.dtype) else whole
-
-    def __getitem__(self, key: Any) -> np.ndarray:
-        """Rows by number, slice, list of numbers or mask; further axes as in NumPy."""
-        rows, rest = (key[0], key[1:]) if isinstance(key, tuple) else (key, ())
-        if isinstance(rows, int | np.integer):
-            row = int(rows) + (len(self) if rows < 0 else 0)
-            if not 0 <= row < len(self):
-                raise IndexError(f"row {rows} of {len(self)}")
-            return self._gather(np.array([row]))[0][rest]
-        return self._gather(np.arange(len(self))[rows])[(slice(None), *rest)]
-
-    def chunks(self, rows: int = 65536) -> Iterator[tuple[int, np.ndarray]]:
-        """(first row, rows [≤ rows, ...]) in order; never more than that in memory."""
-        for end, part in zip(self._ends, self._parts, strict=True):
-            for start in range(0, len(part), rows):
-                yield int(end) - len(part) + start, part[start : start + rows]
-
-    def torch(self) -> Any:
-        """A torch tensor; shares the memory map when there is one shard."""
-        import torch
-
-        array = np.asarray(self)
-        return torch.from_numpy(array if array.flags.writeable else array.copy())
-
-    def _gather(self, rows: np.ndarray) -> np.ndarray:
-        out = np.empty((len(rows), *self.shape[1:]), self.dtype)
-        owner = np.searchsorted(self._ends, rows, side="right")
-        for index in np.unique(owner):
-            here = owner == index
-            out[here] = self._parts[index][rows[here] - (self._ends[index] - len(self._parts[index]))]
-        return out
+Layout = dict[str, tuple[str, tuple[int, ...], int]]
+"""Arrays of a shard by name: type, shape, and the byte at which each begins."""
 
 
 class Store:
@@ -75,6 +28,7 @@ class Store:
 
     def __init__(self, path: Path, manifest: Manifest, receipts: list[Receipt | None]) -> None:
         self.path, self._manifest, self._receipts = path, manifest, receipts
+        self._layouts: dict[int, Layout] = {}
 
     @classmethod
     def open(cls, path: str | Path, *, partial: bool = False) -> Store:
@@ -101,7 +55,8 @@ class Store:
     def __getitem__(self, tap: str) -> Features:
         if tap not in self._manifest.taps:
             raise ConfigError(f"{self.path} has no tap {tap!r}; it has {', '.join(self.taps)}")
-        return Features([self._rows(shard, tap, self._manifest.taps[tap], self._manifest.dtype) for shard in range(len(self._receipts))])
+        shape, dtype = self._manifest.taps[tap], self._manifest.dtype
+        return Features([self._rows(shard, tap, shape, dtype) for shard in range(len(self._receipts))], lambda: self._valid)
 
     @property
     def taps(self) -> tuple[str, ...]:
@@ -151,8 +106,18 @@ class Store:
 
     @property
     def labels(self) -> np.ndarray | None:
-        """Multi-hot labels, uint8 [n, C]; None where the source had none."""
+        """Multi-hot labels, uint8 [n, C]; None where the source had none. A row of zeros has no class, or unknown labels: see `labelled`."""
         return self._labels
+
+    @property
+    def labelled(self) -> np.ndarray:
+        """Bool [n]; false where the source had no labels for the sample, which is not the same as a sample that has none of the classes."""
+        return self._labelled
+
+    @property
+    def usable(self) -> np.ndarray:
+        """Numbers of the rows to train and to score on, int64 [m]: valid, and their labels known."""
+        return np.flatnonzero(self._valid & self._labelled)
 
     @property
     def valid(self) -> np.ndarray:
@@ -178,6 +143,10 @@ class Store:
         for row, names in enumerate(self._samples["labels"]):
             labels[row, [column[name] for name in names or ()]] = 1
         return labels
+
+    @cached_property
+    def _labelled(self) -> np.ndarray:
+        return np.array([names is not None for names in self._samples["labels"]], bool)
 
     @cached_property
     def _valid(self) -> np.ndarray:
@@ -212,12 +181,18 @@ class Store:
         """An array of a shard; zeros that take no memory where the shard is not there yet, so that every row keeps its number."""
         if self._receipts[shard] is None:
             return np.broadcast_to(np.zeros((), dtype), (self._manifest.shards[shard], *shape))
-        return self._shard(shard)[name]
+        path = self._path(shard)
+        if shard not in self._layouts:  # a header is read once: it lists every tap, and a store may have thousands of shards
+            self._layouts[shard] = read_layout(path, self._manifest, self._manifest.shards[shard])
+        dtype, shape, offset = self._layouts[shard][name]
+        return map_array(path, dtype, offset, shape)
 
     def _shard(self, shard: int) -> dict[str, np.ndarray]:
+        return map_shard(self._path(shard), self._manifest, self._manifest.shards[shard])
+
+    def _path(self, shard: int) -> Path:
         receipt = self._receipts[shard]
-        generation = 0 if receipt is None else receipt.generation
-        return map_shard(shard_path(self.path, shard, generation), self._manifest, self._manifest.shards[shard])
+        return shard_path(self.path, shard, 0 if receipt is None else receipt.generation)
 
 
 def map_shard(path: Path, manifest: Manifest, rows: int) -> dict[str, np.ndarray]:
@@ -225,10 +200,15 @@ def map_shard(path: Path, manifest: Manifest, rows: int) -> dict[str, np.ndarray
 
     Raises StoreCorrupt unless they are exactly what the manifest says.
     """
+    return {name: map_array(path, dtype, offset, shape) for name, (dtype, shape, offset) in read_layout(path, manifest, rows).items()}
+
+
+def read_layout(path: Path, manifest: Manifest, rows: int) -> Layout:
+    """Where the arrays of a shard lie, from its header. Raises StoreCorrupt unless they are exactly what the manifest says."""
     expected = {name: (manifest.dtype, (rows, *shape)) for name, shape in manifest.taps.items()}
     expected |= {"valid": ("bool", (rows,)), "inputs": ("uint8", (rows, DIGEST_BYTES))}
     header, start = _header(path)
-    size, arrays = path.stat().st_size, {}
+    size, layout = path.stat().st_size, {}
     for name, (dtype, shape) in expected.items():
         entry = header.get(name)
         if not isinstance(entry, dict) or _SAFETENSORS_TYPES.get(str(entry.get("dtype"))) != dtype or entry.get("shape") != list(shape):
@@ -245,8 +225,8 @@ def map_shard(path: Path, manifest: Manifest, rows: int) -> dict[str, np.ndarray
             raise StoreCorrupt(f"{path}: the place of {name} is damaged. Delete it and run the extraction again.")
         if start + offsets[1] > size:
             raise StoreCorrupt(f"{path} ends before {name} does. Delete it and run the extraction again.")
-        arrays[name] = np.memmap(path, dtype=dtype, mode="r", offset=start + offsets[0], shape=shape)
-    return arrays
+        layout[name] = dtype, shape, start + offsets[0]
+    return layout
 
 
 def _header(path: Path) -> tuple[dict[str, Any], int]:

@@ -6,6 +6,7 @@ as projection and addition, and it needs no learning rate.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -13,10 +14,16 @@ from typing import Any
 
 import numpy as np
 
+from difffeat.errors import ProbeError
+from difffeat.probe.data import FeatureMatrix, RowsOf
 from difffeat.probe.fusion import Join, PairedFeatures, join
 from difffeat.probe.metrics import mean_average_precision
 from difffeat.probe.ridge import ALPHAS, RidgeProbe, ridge_path
+from difffeat.probe.sameness import require_apart, require_same_classes, require_same_recipe
 from difffeat.recipe import tap_name
+
+HELD_BYTES = 2**30
+"""Features up to this size stay in memory between the probes of a search; beyond it the taps used longest ago are read again."""
 
 
 @dataclass(frozen=True)
@@ -34,46 +41,101 @@ class Split:
 
     @property
     def labels(self) -> np.ndarray:
-        """uint8 [m, C]."""
-        assert self.joined.labels is not None
+        """uint8 [m, C]. Raises ProbeError where neither store has labels."""
+        if self.joined.labels is None:
+            raise ProbeError("neither the image nor the text store has labels. Extract one of them from a source that has.")
         return self.joined.labels[self.rows]
 
-    def image(self, tap: str) -> np.ndarray:
-        """float32 [m, D]."""
-        return np.asarray(self.joined.image_store[tap][self.joined.image_rows[self.rows]], np.float32)
+    def image(self, tap: str) -> FeatureMatrix:
+        """[m, D], read when it is looked at."""
+        return RowsOf(self.joined.image_store[tap], self.joined.image_rows[self.rows])
 
-    def text(self, tap: str) -> np.ndarray:
-        """float32 [m, D]."""
-        return np.asarray(self.joined.text_store[tap][self.joined.text_rows[self.rows]], np.float32)
+    def text(self, tap: str) -> FeatureMatrix:
+        """[m, D], read when it is looked at."""
+        return RowsOf(self.joined.text_store[tap], self.joined.text_rows[self.rows])
 
     def pair(self, image_tap: str, text_tap: str) -> PairedFeatures:
         """Both, row by row."""
         return PairedFeatures(self.image(image_tap), self.text(text_tap))
+
+    def require_comparable(self, test: Split, name: str) -> None:
+        """Raises ProbeError unless another split has this one's classes and recipes, known labels, and other samples.
+
+        Two joined samples are the same where their image is: unrelated pictures of one number may well have the same short caption.
+        """
+        for kind, mine, theirs in (
+            ("image", self.joined.image_store, test.joined.image_store),
+            ("text", self.joined.text_store, test.joined.text_store),
+        ):
+            require_same_recipe(mine, theirs, f"{name} {kind}")
+        if test.joined.labels is None:
+            raise ProbeError(f"neither of the {name} stores has labels, so nothing can be scored. Extract one of them from a source that has.")
+        require_same_classes(self.joined.classes, test.joined.classes, name)
+        self.require_apart(test, ("train", name))
+
+    def require_apart(self, other: Split, names: tuple[str, str]) -> None:
+        """Raises ProbeError where both splits hold a sample of the same id and image."""
+        mine, theirs = self.joined, other.joined
+        require_apart(mine.image_store, mine.image_rows[self.rows], theirs.image_store, theirs.image_rows[other.rows], names)
+
+
+class Held:
+    """Features by name, float32 in memory, at most `limit` bytes of them: those used longest ago go first. What is larger alone stays on disk."""
+
+    def __init__(self, limit: int = HELD_BYTES) -> None:
+        self._limit, self._bytes = limit, 0
+        self._held: OrderedDict[str, np.ndarray] = OrderedDict()
+
+    def get(self, name: str, matrix: FeatureMatrix) -> FeatureMatrix:
+        """What `matrix` holds."""
+        if name in self._held:
+            self._held.move_to_end(name)
+            return self._held[name]
+        size = 4 * int(np.prod(matrix.shape))
+        if size > self._limit:
+            return matrix
+        while self._bytes + size > self._limit:
+            self._bytes -= self._held.popitem(last=False)[1].nbytes
+        self._held[name] = np.asarray(matrix[:], np.float32)
+        self._bytes += size
+        return self._held[name]
 
 
 class TapEvaluator:
     """mAP on `held` of ridges fitted on `train`, alpha chosen on `held` as well (so these numbers are for choosing, not for reporting).
 
     Callable forms for the searches of `difffeat.probe.search`: `image`, `text`, `pair`, and `pair_within` for halving.
+
+    Raises ProbeError where both splits hold the same sample.
     """
 
-    def __init__(self, train: Split, held: Split, alphas: Sequence[float] = ALPHAS) -> None:
+    def __init__(self, train: Split, held: Split, alphas: Sequence[float] = ALPHAS, *, held_bytes: int = HELD_BYTES) -> None:
+        train.require_apart(held, ("train", "validation"))
         self._train, self._held, self._alphas = train, held, alphas
+        self._labels = train.labels, held.labels
+        self._memory = Held(held_bytes)
         self.pair = cache(self._pair)
-        self._images = cache(lambda tap: (train.image(tap), held.image(tap)))
-        self._texts = cache(lambda tap: (train.text(tap), held.text(tap)))
 
     def image(self, block: int, t: float) -> float:
         """Of an image tap alone."""
-        return self._score(*self._images(tap_name(block, t)), self._train.labels)
+        return self._score(*self._images(tap_name(block, t)), self._labels[0])
 
     def text(self, block: int, t: float) -> float:
         """Of a text tap alone."""
-        return self._score(*self._texts(tap_name(block, t)), self._train.labels)
+        return self._score(*self._texts(tap_name(block, t)), self._labels[0])
+
+    def _images(self, tap: str) -> tuple[FeatureMatrix, FeatureMatrix]:
+        """Of train and of the held-out split."""
+        train, held = self._train.image(tap), self._held.image(tap)
+        return self._memory.get(f"image {tap} train", train), self._memory.get(f"image {tap} held", held)
+
+    def _texts(self, tap: str) -> tuple[FeatureMatrix, FeatureMatrix]:
+        train, held = self._train.text(tap), self._held.text(tap)
+        return self._memory.get(f"text {tap} train", train), self._memory.get(f"text {tap} held", held)
 
     def _pair(self, image_tap: str, text_tap: str) -> float:
-        (train_image, image), (train_text, text) = self._images(image_tap), self._texts(text_tap)
-        return self._score(np.concatenate([train_image, train_text], axis=1), np.concatenate([image, text], axis=1), self._train.labels)
+        train, held = (PairedFeatures(*halves) for halves in zip(self._images(image_tap), self._texts(text_tap), strict=True))
+        return self._score(train, held, self._labels[0])
 
     def pair_within(self, image_tap: str, text_tap: str, /, *, budget: int) -> float:
         """Of a pair on `budget` training rows: the same for every pair, drawn with a fixed seed (sources are often sorted by class)."""
@@ -86,13 +148,13 @@ class TapEvaluator:
         return len(self._train.rows)
 
     def _score(self, x: Any, y: Any, labels: np.ndarray) -> float:
-        _, scores = ridge_path(x, labels).choose(y, self._held.labels, self._alphas)
+        _, scores = ridge_path(x, labels).choose(y, self._labels[1], self._alphas)
         return max(scores)
 
 
-def fit_ridge(x: Any, labels: np.ndarray, held: Any, held_labels: np.ndarray) -> RidgeProbe:
+def fit_ridge(x: Any, labels: np.ndarray, held: Any, held_labels: np.ndarray, classes: Sequence[str] | None = None) -> RidgeProbe:
     """A ridge with alpha chosen on the held-out split."""
-    return RidgeProbe().fit(x, labels, validation=(held, held_labels))
+    return RidgeProbe().fit(x, labels, validation=(held, held_labels), classes=classes)
 
 
 def percent_map(labels: np.ndarray, scores: np.ndarray) -> float:

@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 
 from difffeat.engines import Artifact, open_engine
+from difffeat.errors import ConfigError
 from difffeat.probe.evaluate import write_metrics
 from difffeat.probe.search import Grid, SearchResult, grid_search, local_search
 from difffeat.recipe import RunRecipe, parse_tap
 from difffeat.runtime.extract import extract
+from difffeat.runtime.manifest import MANIFEST
 from difffeat.runtime.sources import open_source
 from difffeat.runtime.store import Store
 from difffeat.workflows.exporting import ExportOptions, export_dit, export_plaid
@@ -27,6 +29,7 @@ from difffeat.workflows.pairs import Split, TapEvaluator
 from difffeat.workflows.quickstart_data import random_backbone, write_split
 from difffeat.workflows.scenes import Scene
 
+OUTPUT = Path("quickstart-out")
 SPLIT_SIZES = {"train": 2000, "validation": 1000, "test": 2000}
 PAIR_ALPHAS = (0.01, 0.1, 1.0)
 
@@ -89,12 +92,17 @@ class Run:
         return self.out / "features" / f"{split}-latents"
 
 
-def run_quickstart(output: Path, *, full: bool, say: Callable[..., None]) -> dict[str, Any]:
-    """Run everything into `output`; the table, the path of report.html, and all numbers."""
+def run_quickstart(output: Path | None, *, full: bool, say: Callable[..., None]) -> dict[str, Any]:
+    """Run everything into `output`; the table, the path of report.html, and all numbers.
+
+    By default the whole grid has a folder of its own. Raises ConfigError for a folder that holds another grid, before anything in it is replaced.
+    """
     from difffeat.workflows.quickstart_final import Chosen, read_test_once
     from difffeat.workflows.quickstart_report import write_report
 
+    output = output or (OUTPUT / "full" if full else OUTPUT)
     run = Run(output, FULL if full else Plan(), say)
+    _require_same_grid(run)
     with run.step("drawing scenes"):
         _write_scenes(run)
     with run.step("loading the bundled weights"):
@@ -126,6 +134,25 @@ def run_quickstart(output: Path, *, full: bool, say: Callable[..., None]) -> dic
     result["seconds"] = run.seconds
     metrics = write_metrics(output, result)
     return {**result, "report": str(report), "metrics_file": str(metrics), "text": _text(findings, run, report, metrics)}
+
+
+def _require_same_grid(run: Run) -> None:
+    """Raises ConfigError where the features that lie there are of other blocks or timesteps: their graphs would be replaced, and they not go on."""
+    grids = {
+        "image": (None, run.plan.image_timesteps),
+        "random": (None, run.plan.random_timesteps),
+        "text": (run.plan.text_blocks, run.plan.text_timesteps),
+    }
+    for name, (blocks, timesteps) in grids.items():
+        path = run.out / "features" / f"train-{name}-grid"
+        if not (path / MANIFEST).is_file():
+            continue
+        graph = Store.open(path, partial=True).recipe.graph
+        if graph.timesteps != tuple(map(float, timesteps)) or blocks not in (None, graph.blocks):
+            raise ConfigError(
+                f"{run.out} holds a quickstart of another grid ({len(graph.taps)} taps of {name} features), whose graphs and features this one would "
+                "replace. Choose another folder with -o, or remove that one first."
+            )
 
 
 def _write_scenes(run: Run) -> None:
@@ -219,7 +246,7 @@ def _export_finals(run: Run, image: Backbone, text: Backbone, chosen: Any) -> di
 
 
 def _text(findings: Any, run: Run, report: Path, metrics: Path) -> str:
-    lines = ["", "mAP on test (2 000 scenes no model or choice has seen), ridge probes, 95 % intervals", ""]
+    lines = ["", "mAP on test (2 000 scenes no model or choice has seen), ridge probes: mean over noise seeds, 95 % interval of the first seed", ""]
     lines += findings.table()
     kept = sum(outcome.kept for outcome in findings.outcomes)
     lines += ["", f"{kept} of {len(findings.outcomes)} expectations, stated before any model was trained, were kept:"]

@@ -182,6 +182,23 @@ def test_a_broken_configuration_file_is_named(run: Run) -> None:
     assert "ConfigError: --config options.toml cannot be read" in result.err
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[extract]\nbatch-sise = 5\n", "options.toml, [extract]: 'batch-sise' is not an option that extract knows. Is it batch-size?"),
+        ("[extrakt]\nseed = 5\n", "options.toml: 'extrakt' is not a verb's table that difffeat knows. Is it extract?"),
+        ("seed = 5\n", "options.toml: 'seed' is not a verb's table that difffeat knows."),
+        ("extract = 5\n", "options.toml: 'extract' is not a verb's table that difffeat knows."),
+        ("[store.convert]\ntoo = 5\n", "options.toml, [store], [convert]: 'too' is not an option that convert knows. Is it to?"),
+    ],
+)
+def test_names_in_a_configuration_file_that_mean_nothing_are_told(text: str, message: str, run: Run) -> None:
+    Path("options.toml").write_text(text)
+    result = run("--config", "options.toml", "inspect", ".")
+    assert result.code == 2
+    assert f"ConfigError: --config {message}" in result.err
+
+
 def test_quarantine_ends_with_exit_code_3_and_says_where(run: Run, images: Path) -> None:
     (images / "02.png").write_bytes(b"not a picture")
     result = run("extract", exported("image").path, images, "-o", "out")
@@ -291,6 +308,13 @@ def test_search_ends_with_a_pair(strategy: str, run: Run, stores: tuple[Path, Pa
     assert result.code == 0, result.err
     assert result.out.startswith("best pair: b")
     assert f"strategy {strategy}; probes: " in result.out
+
+
+def test_a_latent_cache_is_no_features(run: Run, images: Path) -> None:
+    assert run("extract", exported("latents").path, images, "-o", "cache").code == 0
+    result = run("probe", "cache")
+    assert result.code == 2
+    assert "cache is a latent cache, not features. Make features of it first: difffeat extract ARTIFACT SOURCE --latents cache" in result.err
 
 
 def test_search_refuses_an_unknown_strategy(run: Run, stores: tuple[Path, Path]) -> None:

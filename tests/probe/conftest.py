@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,6 +47,8 @@ class MemoryStore:
     fingerprint: str = "0" * 64
     captions: list[list[str]] | None = None
     manifest: dict[str, Any] = field(default_factory=dict)
+    labelled: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
+    inputs: np.ndarray = field(default_factory=lambda: np.zeros((0, 32), np.uint8))
 
     @property
     def taps(self) -> tuple[str, ...]:
@@ -94,7 +97,11 @@ def make_store() -> Callable[..., MemoryStore]:
         valid = np.ones(n, bool)
         valid[list(invalid)] = False
         names = classes if classes is not None else tuple(f"class-{c}" for c in range(0 if labels is None else labels.shape[1]))
-        return MemoryStore(tensors, labels, ids or [f"s{row:04d}" for row in range(n)], valid, names, fingerprint)
+        store = MemoryStore(tensors, labels, ids or [f"s{row:04d}" for row in range(n)], valid, names, fingerprint)
+        store.labelled = np.full(n, labels is not None)
+        read = next(iter(tensors.values()))  # other features are another sample, whatever its id
+        store.inputs = np.stack([np.frombuffer(hashlib.sha256(row.tobytes()).digest(), np.uint8) for row in read])
+        return store
 
     return make
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from difffeat.errors import ConfigError, ProbeError
+from difffeat.probe.data import rarest_class
 from difffeat.probe.evaluate import evaluate_taps, make_parts, probe_store, split_rows, usable_rows, write_metrics
 from difffeat.probe.metrics import mean_average_precision
 from difffeat.probe.ridge import RidgeProbe
@@ -60,11 +61,14 @@ def test_a_probe_on_one_store_splits_it_and_says_so(grid_stores) -> None:
 
 
 @pytest.mark.parametrize("method", ["adam", "logistic", "ridge"])
-def test_stores_of_their_own_are_used_whole(method: str, grid_stores) -> None:
+def test_stores_of_their_own_are_used_whole(method: str, grid_stores, make_store) -> None:
     train, other = grid_stores
+    last = make_store(
+        other.tensors | {"b2/t30": other.tensors["b2/t30"] + np.float32(1e-3)}, other.labels, invalid=(3, 7), ids=[f"t{n}" for n in range(150)]
+    )
     # 198 rows are one batch an epoch: 40 steps at the paper's rate are far from the optimum.
     settings = {"lr": 0.05} if method == "adam" else {}
-    done = probe_store(train, "b2/t30", validation=other, test=other, method=method, settings=settings, n_resamples=20)
+    done = probe_store(train, "b2/t30", validation=other, test=last, method=method, settings=settings, n_resamples=20)
     assert done.result["splits"] == {
         "train": {"rows": 198, "from": "a store of its own"},
         "validation": {"rows": 148, "from": "a store of its own"},
@@ -82,14 +86,53 @@ def test_no_row_serves_two_splits(grid_stores) -> None:
     assert sorted(rows.tolist()) == usable_rows(grid_stores[0]).tolist()
 
 
-def test_stores_of_other_recipes_or_classes_do_not_meet(grid_stores, make_store) -> None:
+def test_samples_whose_labels_are_unknown_are_left_out_and_counted(grid_stores) -> None:
     train, other = grid_stores
-    other.fingerprint = "ab" * 32
-    with pytest.raises(ProbeError, match=r"the test store was made by another recipe \(abababababab\) than the training store \(000000000000\)"):
+    train.labelled[[3, 10, 11, 12]] = False
+    assert not set(usable_rows(train)) & {3, 7, 10, 11, 12}
+    done = probe_store(train, "b2/t30", validation=other, method="ridge", n_resamples=5)
+    assert sum(done.result["splits"][name]["rows"] for name in ("train", "test")) == 195
+    assert done.result["left_out"] == {
+        "train": {"in quarantine": 2, "whose labels are unknown": 3},
+        "validation": {"in quarantine": 2, "whose labels are unknown": 0},
+    }
+    train.labelled[:] = False
+    with pytest.raises(
+        ProbeError, match=r"no valid sample with known labels: of 200, 2 in quarantine, 198 whose labels are unknown\. Look at difffeat"
+    ):
+        probe_store(train, "b2/t30")
+
+
+def test_a_sample_serves_one_split_alone(grid_stores, make_store) -> None:
+    train, other = grid_stores
+    other.inputs[[3, 20, 21]] = train.inputs[[3, 20, 21]]  # row 3 is in quarantine
+    message = r"2 samples of the test split are in the train split as well, for example 's0020' \(same id, same content\)"
+    with pytest.raises(ProbeError, match=message):
+        make_parts(train, test=other)
+    with pytest.raises(ProbeError, match="2 samples of the validation split are in the train split as well"):
+        evaluate_taps(train, other)
+    other.ids[20:22] = ["other", "another"]  # the same words may be said of two images
+    make_parts(train, test=other)
+    with pytest.raises(ProbeError, match="148 samples of the test split are in the validation split as well"):
+        make_parts(train, validation=other, test=other)
+
+
+def test_stores_of_other_recipes_or_classes_do_not_meet(grid_stores) -> None:
+    train, other = grid_stores
+    other.fingerprint, other.manifest = "ab" * 32, {"recipe": {"run": {"seed": 7}}}
+    train.manifest = {"recipe": {"run": {"seed": 0}}}
+    message = r"the test store was made by another recipe \(abababababab\) than the training store \(000000000000\)\. .*:\n  run.seed: 0 -> 7$"
+    with pytest.raises(ProbeError, match=message):
         probe_store(train, "b2/t30", test=other)
     probe_store(train, "b2/t30", test=other, allow_mixed=True, n_resamples=5, settings={"epochs": 1})
-    other.classes = ("a", "b", "c", "d")
-    with pytest.raises(ProbeError, match="the validation store has other classes than the training store"):
+    other.classes = ("class-0", "class-1", "b", "class-2")
+    message = (
+        r"the validation store has other classes than the training store \(4 against 4\): it lacks 'class-3'; it alone has 'b'\. .* --classes FILE"
+    )
+    with pytest.raises(ProbeError, match=message):
+        evaluate_taps(train, other)
+    other.classes = train.classes[::-1]
+    with pytest.raises(ProbeError, match="the same ones in another order, from class 0 on: 'class-0' there, 'class-3' here"):
         evaluate_taps(train, other)
 
 
@@ -133,8 +176,17 @@ def test_what_cannot_be_probed_is_said(grid_stores) -> None:
     with pytest.raises(ProbeError, match="there are no rows to report on: give a test store, or a share above 0 in fractions"):
         probe_store(train, "b1/t0", fractions=(0.8, 0.2, 0), settings={"epochs": 1})
     other.valid[:] = False
-    with pytest.raises(ProbeError, match="this store has no valid sample"):
+    with pytest.raises(ProbeError, match="this store has no valid sample with known labels: of 150, 150 in quarantine"):
         evaluate_taps(train, other)
     train.labels = None
     with pytest.raises(ProbeError, match=re.escape("this store has no labels, so nothing can be probed")):
         probe_store(train, "b1/t0")
+
+
+def test_the_rarest_class_of_each_row_is_found_piece_by_piece() -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.random((20_000, 7)) < [0.5, 0.3, 0.1, 0.1, 0.02, 0, 0.3]
+    frequency = labels.sum(axis=0)
+    expected = np.where(labels, frequency, len(labels) + 1).argmin(axis=1)
+    np.testing.assert_array_equal(rarest_class(labels), np.where(labels.any(axis=1), expected, 7))
+    np.testing.assert_array_equal(rarest_class(np.ones((3, 2), bool)), [0, 0, 0])

@@ -52,6 +52,7 @@ def test_what_is_left_out_is_counted_with_its_reason(stores, make_store) -> None
         "only in the text store": 1,
         "invalid in the image store": 2,
         "invalid in the text store": 2,
+        "whose labels are unknown": 0,
     }
     assert not set(joined.ids) & {"s0000", "s0001", "s0002", "s0003", "s0009"}
     assert len(joined) == 25
@@ -65,6 +66,33 @@ def test_labels_may_come_from_either_store(stores) -> None:
     joined = join(image, text)
     np.testing.assert_array_equal(joined.labels, problem.y)
     assert joined.classes == text.classes
+
+
+def test_each_samples_labels_come_from_the_store_that_knows_them(stores) -> None:
+    image, text, problem = stores
+    image.labels = problem.y.copy()
+    places = {name: text.ids.index(name) for name in ("s0001", "s0002", "s0003")}
+    image.labelled[[1, 3]] = False
+    image.labels[[1, 3]] = 0
+    for name in ("s0002", "s0003"):
+        text.labelled[places[name]] = False
+        text.labels[places[name]] = 0
+    joined = join(image, text)
+    kept = [row for row in range(30) if row != 3]
+    assert joined.ids == tuple(f"s{row:04d}" for row in kept)
+    np.testing.assert_array_equal(joined.labels, problem.y[kept])
+    assert joined.dropped["whose labels are unknown"] == 1
+    assert "1 whose labels are unknown" in joined.summary()
+
+
+def test_unknown_labels_of_all_are_an_error_and_no_labels_at_all_are_a_join_without(stores) -> None:
+    image, text, _ = stores
+    image.labelled[:] = text.labelled[:] = False
+    with pytest.raises(ProbeError, match="neither store knows the labels of any of the 30 samples that they share"):
+        join(image, text)
+    image.labels = text.labels = None
+    assert join(image, text).labels is None
+    assert len(join(image, text)) == 30
 
 
 def test_labels_that_disagree_are_named(stores) -> None:

@@ -175,7 +175,7 @@ def test_tensors_that_do_not_fit_together_are_refused(make_problem, tmp_path) ->
     for name in tensors:
         for damaged in ({**tensors, name: tensors[name][:-1].copy()}, {key: value for key, value in tensors.items() if key != name}):
             save_file(damaged, tmp_path / "damaged", {METADATA_KEY: header})
-            with pytest.raises(ProbeError, match="lacks tensors, or they do not fit together"):
+            with pytest.raises(ProbeError, match="lacks tensors, or has others, or they do not fit together"):
                 load_probe(tmp_path / "damaged")
 
 

@@ -136,6 +136,17 @@ def test_top_k_accuracy() -> None:
     assert top_k_accuracy(np.eye(3)[[1, 1, 0]], scores) == pytest.approx(2 / 3)
 
 
+def test_a_report_on_one_class_a_sample_holds_accuracies() -> None:
+    rng = np.random.default_rng(0)
+    labels, scores = np.eye(6, dtype=bool)[rng.integers(0, 6, 50)], rng.random((50, 6))
+    report = multi_label_report(labels, scores, scores)
+    assert report["accuracy"] == {"top1": top_k_accuracy(labels, scores, 1), "top5": top_k_accuracy(labels, scores, 5)}
+    few = np.eye(3, dtype=bool)[rng.integers(0, 3, 50)]
+    assert set(multi_label_report(few, scores[:, :3], scores[:, :3])["accuracy"]) == {"top1"}
+    labels[0, :2] = True
+    assert "accuracy" not in multi_label_report(labels, scores, scores)
+
+
 def test_a_report_holds_plain_numbers() -> None:
     import json
 

@@ -31,10 +31,10 @@ def test_primal_and_dual_agree_where_they_meet(make_problem) -> None:
     from difffeat.probe.standardize import Standardizer
 
     problem = make_problem(n=40)
-    fitted, centred = Standardizer.fit(problem.x), problem.y - problem.y.mean(axis=0)
+    fitted, mean = Standardizer.fit(problem.x), problem.y.mean(axis=0)
     weights = [
         basis @ (targets / (np.maximum(values, 0) + 0.3)[:, None])
-        for basis, values, targets in (form(problem.x, None, fitted, centred) for form in (_primal, _dual))
+        for basis, values, targets in (form(problem.x, None, fitted, problem.y, mean) for form in (_primal, _dual))
     ]
     np.testing.assert_allclose(weights[0], weights[1], atol=1e-10)
 

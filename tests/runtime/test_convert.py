@@ -299,3 +299,24 @@ def test_a_store_of_nothing_but_quarantine_is_told(store: Store, tmp_path: Path,
     monkeypatch.setattr(Store, "valid", property(lambda self: np.zeros(len(self), bool)))
     with pytest.raises(ConfigError, match=r"every row of .* is in quarantine: there is nothing to convert"):
         convert(store.path, tmp_path / "out", "npy")
+
+
+@pytest.mark.parametrize("place", ["within", "itself", "above", "a link within"])
+def test_a_conversion_into_the_store_itself_is_refused_before_anything_is_written(place: str, tmp_path: Path) -> None:
+    own = make_store(tmp_path / "folder/store", {"b1/t30": FEATURES["b2/t0.05"]})
+    (tmp_path / "link").symlink_to(own.path)
+    out = {"within": own.path / "npy", "itself": own.path, "above": tmp_path / "folder", "a link within": tmp_path / "link/new/npy"}[place]
+    before = tree(tmp_path)
+    with pytest.raises(ConfigError, match=r"is within .*store, or holds it: its own files must stay as they are\. Choose another -o"):
+        convert(own.path, out, "npy")
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("out", [".", "..", "../here", ""])
+def test_the_current_folder_is_never_replaced(out: str, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(ConfigError, match="is the current folder, or one above it, and cannot be replaced"):
+        convert(store.path, out, "npy")
+    assert [path.name for path in tmp_path.rglob("*")] == ["here"]
+    assert convert(store.path, "new", "npy").path == Path("new")

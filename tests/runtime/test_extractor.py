@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -90,3 +91,66 @@ def test_a_text_artifact_without_its_tokenizer_says_so(tmp_path: Path) -> None:
 def test_latents_without_an_autoencoder_cannot_start_from_images(images: Path) -> None:
     with extractor("sweep-mean") as extract, pytest.raises(ConfigError, match="takes latents and holds no VAE, so it cannot start from images"):
         extract([images / "00.png"])
+
+
+def test_several_captions_of_a_sample_are_taken_as_the_recipe_says() -> None:
+    several = [["two", "the three"], ("three",), np.array(["the two", "the"])]
+    for protocol, joined in (("joined", ["two the three", "three", "the two the"]), ("first", ["two", "three", "the two"])):
+        with extractor("text", captions=protocol) as extract:
+            found, expected = extract(several), extract(joined)
+        for tap in expected:
+            np.testing.assert_array_equal(found[tap], expected[tap])
+    with extractor("text", truncate=True) as extract:
+        np.testing.assert_allclose(extract(["two " * 99])["b2/t0.05"], extract(["two " * 32])["b2/t0.05"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("caption", [None, 5, b"two", ["two", None], [["two"]], {"two": 1}], ids=str)
+def test_what_is_no_caption_is_refused(caption: object) -> None:
+    with extractor("text") as extract, pytest.raises(ConfigError, match=r"input 1 is no caption: a string is needed, or a list of strings, got"):
+        extract(["two", caption])
+
+
+def test_no_captions_and_a_single_input_are_told() -> None:
+    with extractor("text") as extract:
+        with pytest.raises(CaptionError, match="the sample has no caption"):
+            extract([[]])
+        with pytest.raises(ConfigError, match="inputs must be a list, one entry a sample; got a single str"):
+            extract("two")
+        with pytest.raises(ConfigError, match="inputs must be a list, one entry a sample; got a single generator"):
+            extract(text for text in ["two"])  # pyright: ignore[reportArgumentType]
+        for ids in ("a", [5]):
+            with pytest.raises(ConfigError, match="ids must be a list of strings"):
+                extract(["two"], ids=ids)  # pyright: ignore[reportArgumentType]
+
+
+def test_bytes_of_every_kind_are_read_and_what_is_no_image_is_refused(images: Path) -> None:
+    content = (images / "02.png").read_bytes()
+    with extractor("image") as extract:
+        found = extract([content, bytearray(content), memoryview(content)], ids=["a"] * 3)["b2/t30"]
+        assert np.ptp(found, axis=0).max() < 1e-5 * np.abs(found).max()
+        for image in (None, 5, [1, 2]):
+            with pytest.raises(ConfigError, match=f"an image must be a path, bytes, a PIL image or an array, got {type(image).__name__}"):
+                extract([image])
+        with pytest.raises(DecodeError, match=r"the image has no pixels: its shape is \[0, 4, 3\]"):
+            extract([np.zeros((0, 4, 3), np.uint8)])
+        with pytest.raises(DecodeError, match="the image has no pixels"):
+            extract([Image.new("RGB", (0, 4))])
+        with pytest.raises(DecodeError, match="the image is damaged or truncated"):
+            extract([Image.open(io.BytesIO(content[: len(content) // 2]))])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
+        ({"batch_size": -1}, "batch_size must be a whole number of at least 1, got -1"),
+        ({"batch_size": 1.5}, r"batch_size must be a whole number of at least 1, got 1\.5"),
+        ({"preprocessing": "stretch"}, "preprocessing must be one of center, squash; got 'stretch'"),
+        ({"captions": "last"}, "captions must be one of joined, first; got 'last'"),
+        ({"seed": -1}, r"seed must lie in 0\.\.2\^63-1, got -1"),
+    ],
+    ids=str,
+)
+def test_options_that_make_no_sense_are_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        difffeat.Extractor.from_artifact(exported("image").path, **options)  # type: ignore[arg-type]

@@ -16,12 +16,16 @@ from hypothesis import strategies as st
 
 from difffeat.errors import ConfigError, DifffeatError, StoreCorrupt, StoreIncomplete, StoreMismatch, StoreNotFound
 from difffeat.recipe import Recipe, RunRecipe
+from difffeat.runtime import store as store_module
+from difffeat.runtime.extract import extract
 from difffeat.runtime.manifest import Manifest, Receipt, SamplesPart, read_receipt, signed
 from difffeat.runtime.samples import Sample
+from difffeat.runtime.sources import open_source
 from difffeat.runtime.store import Store, map_shard, verify
 from difffeat.runtime.table import sample_columns, samples_digest
 from difffeat.runtime.writer import StoreWriter
 from tests.runtime.fake import RECIPE, tree
+from tests.runtime.stores import Recall, make_source
 
 SHARDS = (4, 4, 3)
 SAMPLES = tuple(Sample(f"s{i}", captions=(f"caption {i}",), labels=("a",) if i % 2 else ("b", "a")) for i in range(11))
@@ -86,41 +90,39 @@ def test_everything_that_was_written_is_read(finished: Path) -> None:
     assert verify(finished) == []
 
 
-KEYS: list[Any] = [
-    0, -1, 5, np.int64(7), slice(None), slice(2, 9), slice(9, 2, -2), slice(0, 0), [1, 10, 3, 3], np.array([4, 0]), np.arange(11) % 3 == 0,
-    (3, 1), (slice(3, 6), 1), ([8, 2], slice(0, 1)), (slice(None), slice(1, 2)),
-]  # fmt: skip
+def test_one_tap_opens_no_other_and_reads_each_header_once(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, opened, headers = Store.open(finished), [], []
+    maps, layouts = store_module.map_array, store_module.read_layout
+    monkeypatch.setattr(store_module, "map_array", lambda *given: opened.append(given) or maps(*given))
+    monkeypatch.setattr(store_module, "read_layout", lambda path, *given: headers.append(path) or layouts(path, *given))
+    for _ in range(3):
+        _ = store["b1/t30"]
+    assert len(opened) == 3 * len(SHARDS)
+    assert len(headers) == len(SHARDS)
 
 
-@pytest.mark.parametrize("tap", WHOLE)
-@pytest.mark.parametrize("key", KEYS, ids=str)
-def test_features_are_indexed_like_an_array(finished: Path, tap: str, key: Any) -> None:
-    np.testing.assert_array_equal(Store.open(finished)[tap][key], WHOLE[tap][key])
+def test_a_shard_that_goes_away_while_its_store_is_open_is_told(spoilt: Path) -> None:
+    store = Store.open(spoilt)
+    _ = store["b1/t30"]
+    (spoilt / "shards/00001.safetensors").unlink()
+    with pytest.raises(StoreCorrupt, match=r"00001.safetensors cannot be read any more .* it recomputes this shard only"):
+        _ = store["b2/t30"]
 
 
-@pytest.mark.parametrize("row", [11, -12])
-def test_rows_outside_are_an_index_error(finished: Path, row: int) -> None:
-    with pytest.raises(IndexError, match=f"row {row} of 11"):
-        _ = Store.open(finished)["b1/t30"][row]
-
-
-def test_chunks_cover_all_rows_in_order(finished: Path) -> None:
-    chunks = list(Store.open(finished)["b1/t30"].chunks(3))
-    assert [start for start, _ in chunks] == [0, 3, 4, 7, 8]
-    np.testing.assert_array_equal(np.concatenate([chunk for _, chunk in chunks]), WHOLE["b1/t30"])
-
-
-def test_torch_sees_the_same_numbers(finished: Path) -> None:
-    np.testing.assert_array_equal(Store.open(finished)["b2/t30"].torch().numpy(), WHOLE["b2/t30"])
-
-
-def test_shards_are_mapped_read_only_and_copies_are_asked_for(finished: Path) -> None:
-    features = Store.open(finished)["b1/t30"]
-    part = next(iter(features.chunks()))[1]
-    with pytest.raises(ValueError, match="read-only"):
-        part[0] = 1
-    with pytest.raises(ValueError, match="cannot be an array without a copy"):
-        np.array(features, copy=False)
+def test_unknown_labels_are_told_from_none(tmp_path: Path) -> None:
+    manifest = make_source(tmp_path / "source", 4)
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    rows[1]["labels"] = []
+    del rows[2]["labels"]
+    (tmp_path / "source/3.png").write_bytes(b"no image")
+    manifest.write_text("\n".join(map(json.dumps, rows)))
+    features = {"b1/t30": WHOLE["b1/t30"][:4]}
+    extract(Recall(features), open_source(str(manifest)), tmp_path / "store", run=RunRecipe(), batch_size=4, num_workers=1)
+    store = Store.open(tmp_path / "store")
+    assert store.label_names[1:3] == [[], None]
+    assert store.labelled.tolist() == [True, True, False, True]
+    assert store.valid.tolist() == [True, True, True, False]
+    assert store.usable.tolist() == [0, 1]
 
 
 def test_an_unknown_tap_names_those_that_are_there(finished: Path) -> None:

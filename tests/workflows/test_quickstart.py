@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
+from difffeat.errors import ConfigError
 from difffeat.runtime.store import Store, verify
 from difffeat.workflows import quickstart
 from difffeat.workflows.expectations import EXPECTATIONS
+from tests.runtime.fake import tree
 
 SIZES = {"train": 120, "validation": 60, "test": 80}
 SMALL = quickstart.Plan(
@@ -79,6 +81,28 @@ def test_the_numbers_are_kept_with_their_regret(finished: Finished) -> None:
     assert stored["chosen"] == finished[0]["chosen"]
     assert stored["search"]["regret"] >= 0
     assert stored["exhaustive"]["pairs"] == 9 * 2 * 2 * 2
+
+
+def test_another_grid_is_refused_before_anything_in_the_folder_is_replaced(finished: Finished) -> None:
+    out = finished[1]
+    before = tree(out)
+    with pytest.raises(ConfigError, match=r"holds a quickstart of another grid \(18 taps of image features\).* Choose another folder with -o"):
+        quickstart.run_quickstart(out, full=True, say=lambda *_, **__: None)
+    assert tree(out) == before
+
+
+def test_the_whole_grid_has_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Path] = []
+
+    def stopped(run: quickstart.Run) -> None:
+        asked.append(run.out)
+        raise ConfigError("far enough")
+
+    monkeypatch.setattr(quickstart, "_require_same_grid", stopped)
+    for full in (False, True):
+        with pytest.raises(ConfigError, match="far enough"):
+            quickstart.run_quickstart(None, full=full, say=lambda *_, **__: None)
+    assert len({*asked}) == 2
 
 
 @pytest.mark.slow

@@ -1,0 +1,207 @@
+"""Probing, fusing and searching stores: what does not belong together never meets, and every result says what it is of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from difffeat.errors import ConfigError, ProbeError
+from difffeat.probe.factory import load_probe
+from difffeat.probe.fusion import FusionProbe
+from difffeat.recipe import RunRecipe
+from difffeat.runtime.extract import extract
+from difffeat.runtime.sources import open_source
+from difffeat.runtime.sources_options import SourceOptions
+from difffeat.runtime.store import Store
+from difffeat.workflows.pairs import Held, Split, TapEvaluator
+from difffeat.workflows.probing import run_fuse, run_probe, run_search
+from tests.runtime.stores import Recall, make_source
+
+ROWS = 80
+ONE, TWO = ("b1/t30",), ("b1/t30", "b2/t30")
+Change = Callable[[list[dict[str, Any]]], Any]
+
+
+def stored(path: Path, *, prefix: str, taps: tuple[str, ...] = ONE, change: Change | None = None, classes: str | None = None, seed: int = 0) -> Path:
+    """A store of samples `prefix0` ... with labels a and b that its features nearly tell; `change` its manifest before it is extracted."""
+    rng = np.random.default_rng(len(prefix))
+    source = make_source(path.with_name(f"{path.name}-source"), ROWS, ids=[f"{prefix}{row}" for row in range(ROWS)])
+    rows = [json.loads(line) for line in source.read_text().splitlines()]
+    labels = np.arange(ROWS) % 3
+    for row, entry in enumerate(rows):
+        entry["labels"] = [["a"], ["b"], ["a", "b"]][labels[row]]
+    if change is not None:
+        change(rows)
+    source.write_text("\n".join(map(json.dumps, rows)))
+    options = SourceOptions()
+    if classes is not None:
+        (path.parent / "classes.txt").write_text(classes)
+        options = SourceOptions(classes=path.parent / "classes.txt")
+    features = {tap: (np.eye(3)[labels] @ rng.normal(size=(3, 5)) + rng.normal(size=(ROWS, 5))).astype(np.float16) for tap in taps}
+    extract(Recall(features), open_source(str(source), options), path, run=RunRecipe(seed=seed), batch_size=16, shard_size=48, num_workers=1)
+    return path
+
+
+def fuse(image: Path, text: Path, output: Path, **options: Any) -> dict[str, Any]:
+    known = {"image_tap": None, "text_tap": None, "test_image": None, "test_text": None, "fusion": "add", "width": 4, "seed": 0}
+    return run_fuse(image, text, output=output, **{**known, **options})
+
+
+def probe(store: Path, output: Path, **options: Any) -> dict[str, Any]:
+    known = {"validation": None, "test": None, "taps": None, "method": "ridge", "seed": 0}
+    return run_probe(store, output=output, **{**known, **options})
+
+
+def search(image: Path, text: Path, output: Path, **options: Any) -> dict[str, Any]:
+    return run_search(image, text, output=output, **{"strategy": "local", "neighbourhood": 1, "seed": 0, **options})
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Image and text features of the same samples."""
+    folder = tmp_path_factory.mktemp("pair")
+    return stored(folder / "image", prefix="train", taps=TWO), stored(folder / "text", prefix="train")
+
+
+@pytest.fixture
+def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing may be fitted."""
+
+    def fitted(*_: Any, **__: Any) -> None:
+        raise AssertionError("a fusion was trained on stores that should have been refused")
+
+    monkeypatch.setattr(FusionProbe, "fit", fitted)
+
+
+def unlabelled(rows: list[dict[str, Any]]) -> None:
+    for row in rows:
+        del row["labels"]
+
+
+@pytest.mark.usefixtures("untrained")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prefix": "test", "classes": "b\na\n"}, r"the test store has other classes .* in another order, from class 0 on: 'a' there, 'b' here"),
+        ({"prefix": "test", "classes": "a\nb\nc\n"}, r"the test store has other classes .* \(3 against 2\): it alone has 'c'\. .* --classes FILE"),
+        (
+            {"prefix": "test", "seed": 7},
+            r"(?s)the test image store was made by another recipe .* with the same artifact and options\. They differ in:\n  run\.seed: 0 -> 7$",
+        ),
+        ({"prefix": "test", "change": unlabelled}, "neither of the test stores has labels, so nothing can be scored"),
+        ({"prefix": "train"}, r"80 samples of the test split are in the train split as well, for example 'train0' \(same id, same content\)"),
+    ],
+    ids=["reordered", "more classes", "seed", "unlabelled", "the same samples"],
+)
+def test_test_stores_that_do_not_fit_are_refused_before_anything_is_trained(
+    options: dict[str, Any], message: str, pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    tests = stored(tmp_path / "a", taps=TWO, **options), stored(tmp_path / "b", **{**options, "seed": 0})
+    with pytest.raises(ProbeError, match=message):
+        fuse(*pair, tmp_path / "out", image_tap="b1/t30", test_image=tests[0], test_text=tests[1])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_fusion_on_stores_of_their_own_says_of_what_it_is(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    def some(rows: list[dict[str, Any]]) -> None:
+        del rows[5]["labels"]
+
+    tests = stored(tmp_path / "a", prefix="test", taps=TWO, change=some), stored(tmp_path / "b", prefix="test", change=unlabelled)
+    result = fuse(*pair, tmp_path / "out", image_tap="b1/t30", test_image=tests[0], test_text=tests[1], seed=3)
+    assert result["rows"] == {"train": 64, "validation": 16, "test": 79}
+    assert result["left_out"]["test"]["whose labels are unknown"] == 1
+    assert "79 samples joined by id; left out: 1 whose labels are unknown" in result["text"]
+    fingerprints = {"image": Store.open(pair[0]).fingerprint, "text": Store.open(pair[1]).fingerprint}
+    assert result["fingerprints"] == dict.fromkeys(("train", "validation", "test"), fingerprints)
+    assert (result["classes"], result["seed"]) == (["a", "b"], 3)
+    assert load_probe(result["classifier"]).metadata_ == {"taps": "b1/t30,b1/t30", "fingerprints": fingerprints}
+
+
+def test_a_search_says_of_what_it_is(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    result = search(*pair, tmp_path / "out", seed=2)
+    assert (result["seed"], result["classes"], result["rows"]) == (2, ["a", "b"], {"train": 56, "validation": 24})
+    assert result["fingerprints"]["image"] == Store.open(pair[0]).fingerprint
+    assert json.loads(Path(result["metrics_file"]).read_text())["left_out"]["whose labels are unknown"] == 0
+
+
+@pytest.mark.parametrize("verb", [probe, fuse, search])
+def test_what_makes_no_sense_is_told_before_a_store_is_opened(verb: Callable[..., Any], tmp_path: Path) -> None:
+    stores = [tmp_path / "none"] * (1 if verb is probe else 2)
+    with pytest.raises(ConfigError, match=r"seed must lie in 0\.\.2\^63-1, got -1"):
+        verb(*stores, tmp_path / "out", seed=-1)
+    (tmp_path / "file").write_text("years of work")
+    for output in (tmp_path / "file", tmp_path / "file/below"):
+        with pytest.raises(ConfigError, match=r"file is a file, so results cannot be written into .* Choose another -o"):
+            verb(*stores, output)
+    assert (tmp_path / "file").read_text() == "years of work"
+
+
+def test_a_probe_counts_what_it_leaves_out(tmp_path: Path) -> None:
+    def some(rows: list[dict[str, Any]]) -> None:
+        for row in rows[:4]:
+            row["labels"] = None
+
+    result = probe(stored(tmp_path / "store", prefix="train", change=some), tmp_path / "out")
+    assert result["left_out"] == {"train": {"in quarantine": 0, "whose labels are unknown": 4}}
+    assert "left out of the train store: 4 whose labels are unknown" in result["text"]
+    assert sum(split["rows"] for split in result["splits"].values()) == ROWS - 4
+    assert "every sample has one class" not in result["text"]
+
+
+def test_one_class_a_sample_gets_an_accuracy(tmp_path: Path) -> None:
+    def single(rows: list[dict[str, Any]]) -> None:
+        for number, row in enumerate(rows):
+            row["labels"] = [f"class {number % 3}"]
+
+    result = probe(stored(tmp_path / "store", prefix="train", change=single), tmp_path / "out")
+    assert set(result["metrics"]["accuracy"]) == {"top1"}
+    assert f"every sample has one class: top-1 {100 * result['metrics']['accuracy']['top1']:.2f}" in result["text"]
+
+
+def test_no_result_writes_over_another(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "probe.safetensors").write_bytes(b"somebody's")
+    (out / "metrics-2.json").write_text("somebody's")
+    result = probe(pair[1], out)
+    assert (Path(result["metrics_file"]).name, Path(result["classifier"]).name) == ("metrics-3.json", "probe-3.safetensors")
+    assert (out / "probe.safetensors").read_bytes() == b"somebody's"
+
+
+@pytest.mark.parametrize(
+    ("taps", "message"), [("", "--taps names no tap. "), (" , ", "--taps names no tap. "), ("b9/t30", "has no tap 'b9/t30'; it has b1/t30, b2/t30")]
+)
+def test_taps_that_are_not_there_are_told_with_those_that_are(taps: str, message: str, pair: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        probe(pair[0], tmp_path / "out", taps=taps)
+    with pytest.raises(ConfigError, match="has no tap 'b9/t30'"):
+        fuse(*pair, tmp_path / "out", image_tap="b9/t30")
+
+
+def test_a_search_gives_the_same_with_little_memory(pair: tuple[Path, Path]) -> None:
+    whole = Split.whole(*map(Store.open, pair))
+    train, held = Split(whole.joined, whole.rows[:50]), Split(whole.joined, whole.rows[50:])
+    found = []
+    for limit in (0, 4 * 50 * 5, 2**30):
+        evaluator = TapEvaluator(train, held, held_bytes=limit)
+        pairs = [evaluator.pair(tap, "b1/t30") for tap in ("b1/t30", "b2/t30")]
+        found.append((evaluator.image(1, 30), evaluator.image(2, 30), evaluator.text(1, 30), *pairs))
+    assert found[0] == found[1] == found[2]
+    with pytest.raises(ProbeError, match="50 samples of the validation split are in the train split as well"):
+        TapEvaluator(train, whole)
+
+
+def test_what_was_used_longest_ago_leaves_memory_first() -> None:
+    held = Held(limit=3 * 40)
+    parts = {name: np.full((2, 5), number, np.float16) for number, name in enumerate("abcd")}
+    for name in "abca":
+        held.get(name, parts[name])
+    held.get("d", parts["d"])
+    changed = np.full((2, 5), -1, np.float16)
+    assert {name: bool((np.asarray(held.get(name, changed)) >= 0).all()) for name in "acd"} == {"a": True, "c": True, "d": True}
+    assert (np.asarray(held.get("b", changed)) == -1).all()
