@@ -129,6 +129,10 @@ def join(a: Store, b: Store) -> Joined:
         raise ConfigError(f"{a.path} and {b.path} share no sample id: one begins with {a.ids[0]!r}, the other with {b.ids[0]!r}.")
     rows_a, rows_b = (np.array(rows) for rows in zip(*shared, strict=True))
     good = a.valid[rows_a] & b.valid[rows_b]
+    if not good.any():
+        raise ConfigError(
+            f"of the {len(good)} samples that {a.path} and {b.path} share, each is in quarantine in one of them: nothing can be compared."
+        )
     own = set(a.ids)
     return Joined(
         rows_a[good],

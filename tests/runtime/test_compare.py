@@ -178,3 +178,12 @@ def test_nothing_in_common_is_an_error_that_shows_a_way(tmp_path: Path) -> None:
         compare_stores(tmp_path / "a", tmp_path / "c")
     with pytest.raises(ConfigError, match=r"a has no tap 'b7/t30'; it has b1/t30"):
         compare_stores(tmp_path / "a", tmp_path / "a", taps=["b7/t30"])
+
+
+def test_where_no_sample_is_good_in_both_nothing_is_said_to_be_equal(tmp_path: Path) -> None:
+    make_store(tmp_path / "a", {"b1/t30": X[:6]}, ids=IDS[:6], bad=[0, 1, 2])
+    make_store(tmp_path / "b", {"b1/t30": Y[:6]}, ids=IDS[:6], bad=[3, 4, 5])
+    with pytest.raises(
+        ConfigError, match=r"of the 6 samples that .*a and .*b share, each is in quarantine in one of them: nothing can be compared\."
+    ):
+        compare_stores(tmp_path / "a", tmp_path / "b")
