@@ -154,12 +154,17 @@ class Table:
         kind = self.schema.field(column).type
         kind = kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-        if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind):
+
+        def is_path(of: Any) -> bool:
+            return pa.types.is_string(of) or pa.types.is_large_string(of) or pa.types.is_null(of)
+
+        if is_path(kind):
             return "path"
         if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
             return "bytes"
-        if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-            return "struct" if kind.get_field_index("path") >= 0 else "bytes"
+        place = kind.get_field_index("path") if pa.types.is_struct(kind) else -1
+        if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 and (place < 0 or is_path(kind.field(place).type)):
+            return "bytes" if place < 0 else "struct"
         raise SourceFormatError(
             f"{self.place}: column {column!r} must be a path, image bytes or a struct of 'bytes' and 'path', found {kind}. See --image-column."
         )

@@ -33,7 +33,7 @@ from tests.faults.poison import photo, saved
 from tests.faults.scenarios import make_source, run
 from tests.runtime.fake import RECIPE
 
-EXAMPLES = {"short": 60, "long": 2_000}
+EXAMPLES = {"short": 40, "long": 2_000}
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,8 @@ class InPlace(Journal):
             self.rename, self.create = keep, create  # type: ignore[method-assign]
 
 
-CARELESS = {kind.__name__: kind for kind in (NoSync, NoFlush, InPlace)}
+CARELESS = {"NoSync": (NoSync, 2), "NoFlush": (NoFlush, 2), "InPlace": (InPlace, 8)}
+"""With how many states of the disk after each operation it takes to see the harm."""
 
 
 @pytest.mark.parametrize("name", CARELESS)
@@ -59,5 +60,6 @@ def test_carelessness_is_found(name: str, tmp_path: Path) -> None:
 
 if __name__ == "__main__":  # in a process of its own, because it forks
     found = Outcome("careless")
-    cut_everywhere(scenarios(Path(sys.argv[2]), ("image",))[0], 8, 0, found, CARELESS[sys.argv[1]], every=3)
+    kind, states = CARELESS[sys.argv[1]]
+    cut_everywhere(scenarios(Path(sys.argv[2]), ("image",))[0], states, 0, found, kind, every=3)
     sys.stdout.write(json.dumps(found.differences))

@@ -140,10 +140,14 @@ def difffeat(*given: object, **how: Any) -> subprocess.CompletedProcess[str]:
 
 def test_an_export_that_the_disk_has_no_room_for_says_so_and_goes_well_once_it_has(tmp_path: Path, run: Run) -> None:
     export = ("export", "--model", "dit-digits", "--blocks", "1", "-o", str(tmp_path / "artifact"))
-    full = difffeat(*export, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16)))
-    assert full.returncode == 4, full.stderr
-    assert "Traceback" not in full.stderr
-    assert "difffeat: OutputError: a file was refused: File too large. Free space, or mend the path or its permissions, then " in full.stderr
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limits[1]))  # larger files are refused, as by a disk with no more room
+    try:
+        code, _, errors = run(*export)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert code == 4, errors
+    assert "difffeat: OutputError: a file was refused: File too large. Free space, or mend the path or its permissions, then " in errors
     assert not (tmp_path / "artifact").exists()
     assert run(*export)[0] == 0
     assert {path.name for path in tmp_path.iterdir()} == {"artifact"}

@@ -336,3 +336,11 @@ def test_offsets_that_point_outside_an_arrow_file_are_not_followed(tmp_path: Pat
             assert sample.image is not None
             with pytest.raises(DecodeError, match=r"cannot be read \(.*[Oo]ffset"):
                 sample.image.read()
+
+
+def test_a_path_that_is_no_text_is_refused_with_the_type_it_has(tmp_path: Path) -> None:
+    pq.write_table(pa.Table.from_pylist([{"image": {"bytes": b"x", "path": ["b.png"]}}]), tmp_path / "a.parquet")
+    with pytest.raises(
+        SourceFormatError, match=r"column 'image' must be a path, image bytes or a struct of 'bytes' and 'path', found struct<.*list<"
+    ):
+        open_source(tmp_path / "a.parquet")
