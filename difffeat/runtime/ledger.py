@@ -21,6 +21,8 @@ from difffeat.runtime.writer import StoreWriter
 
 FIRST_IDS = 5
 """Ids that a summary names for each reason."""
+FIRST_SHARDS = 5
+"""Missing shards that an error names."""
 
 
 class Ledger:
@@ -41,10 +43,8 @@ class Ledger:
         self._retried = self._still_bad = 0
         for number in range(len(writer.manifest.shards)):
             self._look_up(number)
-        done = (writer.path, writer.manifest, self.receipts, samples, writer.match.places)
-        require_same_images(*done)
-        if writer.added and (pairs := renamed(writer.match.columns, writer.manifest.rows - writer.added, writer.match.places)):
-            self._require_new(pairs, same_under_other_ids(*done, pairs))
+        require_same_images(writer.path, writer.manifest, self.receipts, samples, writer.match.places)
+        self._require_new_images()
         self._require_few_bad()
 
     def _look_up(self, number: int) -> None:
@@ -115,13 +115,15 @@ class Ledger:
             reasons=_reasons(self.receipts),
         )
 
-    def _require_new(self, pairs: Sequence[tuple[int, int]], same: bool) -> None:
-        ids = self._writer.match.columns["id"]
-        if same:
-            row, new = pairs[0]
+    def _require_new_images(self) -> None:
+        """Raises StoreMismatch where what is to be added is there already under other ids."""
+        writer, match = self._writer, self._writer.match
+        pairs = renamed(match.columns, writer.manifest.rows - writer.added, match.places) if writer.added else []
+        if pairs and same_under_other_ids(writer.path, writer.manifest, self.receipts, self._samples, match.places, pairs):
+            (row, new), ids = pairs[0], match.columns["id"]
             raise StoreMismatch(
-                f"{self._writer.path}: {len(pairs)} images are already there under other ids: {ids[row]!r} is now {ids[new]!r}. Adding them would "
-                "double their rows. List them with the --id-column they were listed with, or add the new files alone."
+                f"{writer.path}: {len(pairs)} images are already there under other ids: {ids[row]!r} is now {ids[new]!r}. Adding them would double "
+                "their rows. List them with the --id-column they were listed with, or add the new files alone."
             )
 
     def require_whole(self) -> None:
@@ -130,11 +132,11 @@ class Ledger:
             return
         store, manifest = self._writer.path, self._writer.manifest
         commands = extract_commands(store, manifest, readable_origin(store), self._beyond)
-        numbers = ", ".join(map(str, self._beyond[:FIRST_IDS])) + (" ..." if len(self._beyond) > FIRST_IDS else "")
-        lacking = f"shard{'' if len(self._beyond) == 1 else 's'} {numbers}"
+        numbers = ", ".join(map(str, self._beyond[:FIRST_SHARDS])) + (" ..." if len(self._beyond) > FIRST_SHARDS else "")
+        lacking, whose = ("shard", "its") if len(self._beyond) == 1 else ("shards", "their")
         raise StoreIncomplete(
-            f"{store} lacks {lacking}, and the source does not hold all of {'its' if len(self._beyond) == 1 else 'their'} samples; what it holds is "
-            f"done. Next: {'; '.join(commands)}"
+            f"{store} lacks {lacking} {numbers}, and the source does not hold all of {whose} samples; what it holds is done. "
+            f"Next: {'; '.join(commands)}"
         )
 
     def _require_few_bad(self) -> None:

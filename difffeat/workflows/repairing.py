@@ -20,7 +20,6 @@ from difffeat.runtime.origin import Origin, extract_command, extract_commands, r
 from difffeat.runtime.repair import Diagnosis, diagnose, inputs_of, mendable, set_aside, shard_digests_of
 from difffeat.runtime.sources import open_source
 from difffeat.runtime.sources_options import SourceOptions
-from difffeat.runtime.table import sample_columns
 from difffeat.workflows.commands import run_extract
 
 Say = Callable[..., None]
@@ -30,7 +29,8 @@ def run_verify_store(path: Path) -> dict[str, Any]:
     """Read and hash everything again; `exit_code` is that of StoreCorrupt when anything is wrong, of StoreIncomplete when shards are only missing."""
     problems = check(path)
     lines = [f"{len(problems)} problems in {path}:", *(f"  {problem}" for problem in problems)]
-    only_unfinished = {problem.kind for problem in problems} <= {*UNFINISHED, "leftover"} and any(p.kind in UNFINISHED for p in problems)
+    kinds = {problem.kind for problem in problems}
+    only_unfinished = kinds <= {*UNFINISHED, "leftover"} and not kinds.isdisjoint(UNFINISHED)
     return {
         "path": str(path),
         "problems": [asdict(problem) for problem in problems],
@@ -75,7 +75,7 @@ def run_repair(
     listed = open_source(origin.source, _source_options(origin))
     if "latents" in origin.options:
         cache = LatentCache(Path(origin.options["latents"]), manifest.recipe.graph, manifest.recipe.run)
-        cache.require_same_images(listed.samples, sample_columns(listed.samples)["bytes"])
+        cache.require_same_images(listed.samples, [sample.size for sample in listed.samples])
     here = mendable(store, manifest, listed, found)
     damaged = [shard for shard in found.shards if shard in here]
     before, read = shard_digests_of(store, manifest, damaged), inputs_of(store, manifest, damaged)
