@@ -7,31 +7,35 @@ from typing import Any
 
 import numpy as np
 
+from difffeat.benchmarks.timing import device_seconds, on_card
+from difffeat.engines.torch_precision import exact_products
+
 REPEATS = 7
 SIZES = {"cpu": (256, 1024, 2048), "cuda": (4096, 8192)}
 LONGEST_S = 0.5  # of one product: a CPU without half-precision units multiplies halves a thousand times slower than floats
 
 
 def matrix_rate(threads: int, device: str = "cpu", precision: str = "fp32") -> float:
-    """Best rate of square matrix products in torch, in FLOP/s: the fastest of `REPEATS` at each size, and the size where that is most.
+    """Best rate of square matrix products in torch, in FLOP/s, over a few sizes: on a CPU from the fastest of `REPEATS` products, on a card from the
+    median of many, warmed up and timed by `device_seconds` as everything on a card is.
 
-    What else runs on the machine slows single products, and a ceiling must not be lower for it. In a type that this CPU has no units for, a size is
-    left out whose product would take longer than `LONGEST_S` at the rate found so far.
+    What else runs on the machine slows single products on a CPU, and a ceiling must not be lower for it. In a type that this CPU has no units for, a
+    size is left out whose product would take longer than `LONGEST_S` at the rate found so far.
 
-    **Arguments:** `device` `cpu` or `cuda[:n]`; `precision` `fp32`, `fp16` or `bf16`. TF32 is off.
+    **Arguments:** `device` `cpu` or `cuda[:n]`; `precision` `fp32`, `fp16` or `bf16`. TF32 is off, and sums are in fp32.
     """
     import torch
 
     from difffeat.export.precision import cpu_computes
 
     torch.set_num_threads(threads)
-    torch.backends.cuda.matmul.allow_tf32 = False
     dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
     slow, best = device == "cpu" and not cpu_computes(precision), 0.0
     for size in SIZES[device.partition(":")[0]]:
         if slow and best and 2 * size**3 / best > LONGEST_S:
             break
-        best = max(best, _rate(torch, size, device, dtype))
+        with exact_products():
+            best = max(best, _rate(torch, size, device, dtype))
     return best
 
 
@@ -69,16 +73,11 @@ def int8_rate(threads: int, size: int = 2048) -> float:
 def _rate(torch: Any, size: int, device: str, dtype: Any) -> float:
     generator = torch.Generator(device=device).manual_seed(0)
     a, b = (torch.randn(size, size, generator=generator, device=device).to(dtype) for _ in range(2))  # zeros would run faster than work does
+    if on_card(device):
+        return 2 * size**3 / device_seconds(lambda: torch.matmul(a, b), device).median
     seconds = []
     for _ in range(REPEATS + 2):
-        _wait(torch, device)
         started = time.perf_counter()
         torch.matmul(a, b)
-        _wait(torch, device)
         seconds.append(time.perf_counter() - started)
     return 2 * size**3 / min(seconds[2:])
-
-
-def _wait(torch: Any, device: str) -> None:
-    if device != "cpu":
-        torch.cuda.synchronize(device)

@@ -1,20 +1,36 @@
-"""Paired timing: every candidate once a round, rounds one after the other, so that what else the machine does hits all alike."""
+"""Paired timing: every candidate once a round, rounds one after the other, so that what else the machine does hits all alike.
+
+On a card nothing sleeps: its clocks fall within milliseconds and would rise again inside the measurement. Candidates are warmed up and run back to
+back.
+"""
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from difffeat.engines.driver import gpu_identity
 
 SETTLE = 0.1
+"""Seconds between two candidates on a CPU."""
+WARM = 0.25
+"""Seconds of work before anything counts on a card."""
+BACK_TO_BACK = 0.4
+"""Seconds of work on a card that a figure is made of, at least."""
+ROUND = 0.05
+"""Seconds of one candidate in one round on a card, at least."""
+LEAST = 5
+"""Runs that a figure of `device_seconds` is made of, at least."""
+QUEUED, MOST_QUEUED = 0.005, 64
+"""Seconds of work, and runs, that are handed to a card before the host waits for it."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +52,112 @@ class Timing:
         return float(low), float(high)
 
 
-def compare(candidates: Mapping[str, Callable[[], object]], repeats: int, warmup: int = 1) -> list[Timing]:
-    """Time all candidates in `repeats` rounds after `warmup` untimed ones.
+class Stopwatch(Protocol):
+    """Marks points in a device's work, and tells the time between two of them."""
 
-    Between two candidates nothing runs for `SETTLE` seconds: threads of one runtime that still wait in a loop would slow the next.
+    def mark(self) -> Any:
+        """A point behind the work that is enqueued so far."""
+        ...
+
+    def wait(self) -> None:
+        """Returns when the device has done everything that is enqueued."""
+        ...
+
+    def between(self, first: Any, last: Any) -> float:
+        """Seconds from one mark to another; only after `wait`."""
+        ...
+
+
+class WallClock:
+    """`Stopwatch` of a CPU, where work is done when the call returns."""
+
+    def mark(self) -> float:
+        return time.perf_counter()
+
+    def wait(self) -> None:
+        return
+
+    def between(self, first: float, last: float) -> float:
+        return last - first
+
+
+class CardClock:
+    """`Stopwatch` of a card: CUDA events on torch's current stream of the device."""
+
+    def __init__(self, device: str) -> None:
+        import torch
+
+        self._cuda: Any = torch.cuda
+        self._stream: Any = torch.cuda.current_stream(device)
+
+    def mark(self) -> Any:
+        event = self._cuda.Event(enable_timing=True)
+        event.record(self._stream)
+        return event
+
+    def wait(self) -> None:
+        self._stream.synchronize()
+
+    def between(self, first: Any, last: Any) -> float:
+        return first.elapsed_time(last) / 1e3
+
+
+def device_seconds(
+    run: Callable[[], object], device: str, *, name: str = "", warm: float = WARM, seconds: float = BACK_TO_BACK, stopwatch: Stopwatch | None = None
+) -> Timing:
+    """Seconds that a device works on each of many runs, back to back, after `warm` seconds of the same. For kernels and modules: `run` enqueues torch
+    work on the device's current stream and does not wait for it.
+
+    On `cpu` it is wall-clock time. On a card, where `run` takes the host longer than the device, the figure is the host's.
+
+    **Arguments:** `device` `cpu`, `cuda` or `cuda:<n>`; `seconds` of work to measure, at least `LEAST` runs; `stopwatch` in place of the device's.
     """
+    watch = stopwatch or (CardClock(device) if on_card(device) else WallClock())
+
+    def run_and_wait() -> None:
+        run()
+        watch.wait()
+
+    queued = min(MOST_QUEUED, max(LEAST, math.ceil(QUEUED / warm_up(run_and_wait, warm))))
+    found: list[float] = []
+    end = time.perf_counter() + seconds
+    while not found or time.perf_counter() < end:
+        marks = []
+        for _ in range(queued):
+            first = watch.mark()
+            run()
+            marks.append((first, watch.mark()))
+        watch.wait()
+        found += [watch.between(*pair) for pair in marks]
+    return Timing(name, tuple(found))
+
+
+def warm_up(run: Callable[[], object], seconds: float = WARM) -> float:
+    """Run again and again for so many seconds after a first run, which may compile. Returns the shortest run, in seconds, without the first."""
+    run()
+    shortest, since = math.inf, time.perf_counter()
+    now, end = since, since + seconds
+    while math.isinf(shortest) or now < end:
+        run()
+        since, now = now, time.perf_counter()
+        shortest = min(shortest, now - since)
+    return max(shortest, 1e-9)
+
+
+def on_card(device: str) -> bool:
+    """Whether a device is a GPU."""
+    return device.partition(":")[0] != "cpu"
+
+
+def compare(candidates: Mapping[str, Callable[[], object]], repeats: int, warmup: int = 1, *, device: str = "cpu") -> list[Timing]:
+    """Time all candidates in `repeats` rounds, in seconds a call by the wall clock: a call ends when its features are on the host.
+
+    On a CPU every candidate is called once a round, after `warmup` untimed rounds. Between two candidates nothing runs for `SETTLE` seconds: threads
+    of one runtime that still wait in a loop would slow the next. On a card (`device`) every candidate is first warmed up for `WARM` seconds; in a
+    round it is called back to back for about `ROUND` seconds, so that no short call is timed alone, and nothing sleeps.
+    """
+    if on_card(device):
+        return _compare_on_card(candidates, repeats)
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for round_number in range(warmup + repeats):
         for name, run in candidates.items():
@@ -49,6 +166,19 @@ def compare(candidates: Mapping[str, Callable[[], object]], repeats: int, warmup
             run()
             if round_number >= warmup:
                 seconds[name].append(time.perf_counter() - started)
+    return [Timing(name, tuple(values)) for name, values in seconds.items()]
+
+
+def _compare_on_card(candidates: Mapping[str, Callable[[], object]], repeats: int) -> list[Timing]:
+    wanted = max(ROUND, BACK_TO_BACK / repeats)
+    calls = {name: math.ceil(wanted / warm_up(run)) for name, run in candidates.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    for _ in range(repeats):
+        for name, run in candidates.items():
+            started = time.perf_counter()
+            for _ in range(calls[name]):
+                run()
+            seconds[name].append((time.perf_counter() - started) / calls[name])
     return [Timing(name, tuple(values)) for name, values in seconds.items()]
 
 
@@ -65,14 +195,22 @@ def machine(device: str = "cpu") -> dict[str, str]:
     return {**gpu_identity(device), **system}
 
 
-def table(timings: list[Timing], per: int, ours: str, unit: str = "sample") -> list[str]:
-    """Aligned text: seconds per sample, quartiles, how much faster ours is."""
-    faster = ratios(timings, ours)
-    lines = [f"  {'':50} {f's/{unit}':>9}  {'quartiles':>17}  {'ours is':>8}"]
+def in_microseconds(timings: list[Timing], per: int, device: str = "cpu") -> bool:
+    """Whether seconds per sample are written in µs: on a card, and where the fastest sample takes less than a millisecond."""
+    return on_card(device) or min(timing.median for timing in timings) / per < 1e-3
+
+
+def table(timings: list[Timing], per: int, ours: str, unit: str = "sample", *, device: str = "cpu") -> list[str]:
+    """Aligned text: seconds per sample, quartiles, how much faster ours is; where `in_microseconds`, µs and samples a second."""
+    faster, small = ratios(timings, ours), in_microseconds(timings, per, device)
+    scale, digits, name = (1e6, 1, "µs") if small else (1.0, 4, "s")
+    rate = f"{unit + 's/s':>11}  " if small else ""
+    lines = [f"  {'':50} {f'{name}/{unit}':>9}  {'quartiles':>17}  {rate}{'ours is':>8}"]
     for timing in timings:
-        low, high = timing.spread
+        middle, low, high = (f"{value / per * scale:.{digits}f}" for value in (timing.median, *timing.spread))
+        rate = f"{per / timing.median:11.1f}  " if small else ""
         gain = f"{faster[timing.name]:6.2f} x" if timing.name in faster else "-"
-        lines.append(f"  {timing.name:50} {timing.median / per:9.4f}  [{low / per:.4f}, {high / per:.4f}]  {gain:>8}")
+        lines.append(f"  {timing.name:50} {middle:>9}  {f'[{low}, {high}]':>17}  {rate}{gain:>8}")
     return lines
 
 
@@ -82,8 +220,10 @@ def chart(result: Mapping[str, Any], path: Path) -> Path | None:
         from matplotlib.figure import Figure
     except ImportError:
         return None
-    per, names = result.get("batch_size", 1), list(result["seconds"])
-    quartiles = np.array([np.percentile(result["seconds"][name], [25, 50, 75]) for name in names]) / per
+    per, timings = result.get("batch_size", 1), [Timing(name, tuple(values)) for name, values in result["seconds"].items()]
+    scale, unit = (1e6, "microseconds") if in_microseconds(timings, per, result.get("device", "cpu")) else (1.0, "seconds")
+    names = [timing.name for timing in timings]
+    quartiles = np.array([np.percentile(timing.seconds, [25, 50, 75]) for timing in timings]) / per * scale
     figure = Figure(figsize=(8, 0.5 * len(names) + 1.2), layout="constrained")
     axes = figure.subplots()
     errors = np.stack([quartiles[:, 1] - quartiles[:, 0], quartiles[:, 2] - quartiles[:, 1]])
@@ -91,7 +231,7 @@ def chart(result: Mapping[str, Any], path: Path) -> Path | None:
     axes.barh(range(len(names)), quartiles[:, 1], xerr=errors, color=colours, height=0.6)
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
-    axes.set_xlabel("seconds per sample, median and quartiles")
+    axes.set_xlabel(f"{unit} per sample, median and quartiles")
     axes.set_title(f"{result['benchmark']}: {result['backbone']}", fontsize=10)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)

@@ -1,8 +1,8 @@
 """Products of torch in full precision, and the same from run to run: switched on for a block of code, and then as they were.
 
 torch has two sets of switches for TF32. The old ones (`allow_tf32`, `set_float32_matmul_precision`) and the new ones (`fp32_precision`) keep values
-of their own. Where the two differ, reading the old one raises RuntimeError, and torch.compile reads the old one for products of matrices. So both
-are set here, and agree. The old switch of cuDNN stays as it is: torch itself never reads it. Source: `aten/src/ATen/Context.cpp` of torch.
+of their own. Where the two differ, reading the old one raises RuntimeError, and torch.compile of torch 2.10 reads the old one of matrix products. So
+both are set here, and agree. The old switch of cuDNN stays as it is: torch itself does not read it. Source: `aten/src/ATen/Context.cpp` of torch.
 """
 
 from __future__ import annotations

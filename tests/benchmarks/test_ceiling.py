@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
 from difffeat.benchmarks import ceiling
+from difffeat.benchmarks.timing import Timing
 from difffeat.export import layers
 
 
@@ -40,6 +42,23 @@ def test_products_that_something_else_slowed_do_not_lower_the_rate(monkeypatch: 
 
     monkeypatch.setattr(time, "perf_counter", clock)
     assert ceiling._rate(torch, 8, "cpu", torch.float32) == 2 * 8**3 / 2.0
+
+
+def test_a_card_is_warmed_up_and_its_median_counts_without_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def seconds(run: Callable[[], Any], device: str) -> Timing:
+        asked.append(device)
+        assert run().shape == (8, 8)
+        assert torch.backends.cuda.matmul.fp32_precision == "ieee"
+        return Timing("", (1.0, 2.0, 9.0))
+
+    monkeypatch.setattr(ceiling, "device_seconds", seconds)
+    monkeypatch.setattr(ceiling, "SIZES", {"cuda": (8,)})
+    monkeypatch.setattr(torch, "Generator", lambda device: torch.default_generator)
+    monkeypatch.setattr(torch, "randn", lambda *size, generator, device: torch.ones(*size))
+    assert ceiling.matrix_rate(1, "cuda:1") == 2 * 8**3 / 2.0
+    assert asked == ["cuda:1"]
 
 
 def test_the_best_size_counts(monkeypatch: pytest.MonkeyPatch) -> None:

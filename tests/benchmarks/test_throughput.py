@@ -22,34 +22,12 @@ from difffeat.benchmarks.storing import run_storing
 from difffeat.benchmarks.text import BUCKETED, PADDED, run_text
 from difffeat.benchmarks.text import INT8 as TEXT_INT8
 from difffeat.benchmarks.throughput import INT8, ORT, TORCH, random_feeds, run_throughput
-from difffeat.benchmarks.timing import Timing, compare, machine, ratios, table
-from difffeat.engines import driver, open_engine
-from difffeat.engines.driver import Driver, Gpu
+from difffeat.engines import open_engine
+from difffeat.engines.driver import Driver
 from difffeat.engines.parity import compare as parity
 from difffeat.errors import ConfigError, EngineError, ProviderMissing
 from difffeat.workflows.loading import Backbone
 from tests.artifacts import dit_weights, export_named, plaid_weights, vae_weights
-
-
-def test_every_round_runs_every_candidate_once_and_warm_ups_are_not_counted() -> None:
-    order: list[str] = []
-    timings = compare({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, repeats=3, warmup=2)
-    assert order == ["a", "b"] * 5
-    assert [(t.name, len(t.seconds)) for t in timings] == [("a", 3), ("b", 3)]
-
-
-def test_ratios_are_medians_of_the_rounds_own_ratios() -> None:
-    timings = [Timing("theirs", (2.0, 8.0, 3.0)), Timing("ours", (1.0, 2.0, 3.0))]
-    assert ratios(timings, "ours") == {"theirs": 2.0}
-    assert timings[0].median == 3.0
-    assert timings[0].spread == (2.5, 5.5)
-
-
-def test_the_table_states_seconds_per_sample() -> None:
-    lines = table([Timing("theirs", (4.0,)), Timing("ours", (1.0,))], per=2, ours="ours")
-    assert "2.0000" in lines[1]
-    assert "4.00 x" in lines[1]
-    assert lines[2].rstrip().endswith("-")
 
 
 def quiet(*_: object, **__: object) -> None:
@@ -238,9 +216,3 @@ def test_the_fp32_reference_is_computed_without_tf32(tf32: list[Any], tmp_path: 
     with pytest.raises(EngineError, match="enough"):
         throughput.time_artifact(Backbone("dit", dit_weights()), artifact, batch_size=2, repeats=1, threads=1)
     assert found == [False, False]
-
-
-def test_a_gpus_figures_name_the_card(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(driver, "probe_driver", lambda: Driver((13, 0), (Gpu("NVIDIA H100", (9, 0), 80 << 30),), None))
-    assert machine("cuda")["gpu"] == "NVIDIA H100, compute capability 9.0"
-    assert "gpu" not in machine()

@@ -92,7 +92,7 @@ def test_the_switches_hold_within_and_are_restored_whatever_api_was_used_before(
         within = state()
         assert {within[f"cuda.{op}"] for op in ("matmul", "conv")} == {"tf32" if tf32 else "ieee"}
         assert {within[f"mkldnn.{op}"] for op in ("matmul", "conv")} == {"ieee"}
-        assert within["_get_cublas_allow_tf32"] is tf32  # torch.compile reads it, and it raises where the two APIs differ
+        assert within["_get_cublas_allow_tf32"] is tf32  # torch.compile reads it in some versions, and it raises where the two APIs differ
         assert within["_get_float32_matmul_precision"] == ("high" if tf32 else "highest")
         assert [within[name][0] for name in REDUCTIONS] == [False, False]
         assert (within["accumulation"], within["benchmark"], within["deterministic"]) == (False, False, True)
@@ -153,13 +153,6 @@ def test_a_thread_that_ends_first_does_not_end_it_for_another() -> None:
         thread.join()
         assert PRODUCTS.fp32_precision == "ieee"
     assert state() == found
-
-
-def test_torch_compile_works_within_after_a_library_used_the_new_api() -> None:
-    torch.backends.fp32_precision = "tf32"
-    a = torch.eye(3)
-    with exact_products(), torch.inference_mode():
-        assert torch.compile(lambda x: x @ x + 1, backend="eager", dynamic=False)(a).equal(a + 1)
 
 
 def test_a_fresh_process_follows_the_generic_switch_afterwards() -> None:
