@@ -1,8 +1,11 @@
 """Products of torch in full precision, and the same from run to run: switched on for a block of code, and then as they were.
 
 torch has two sets of switches for TF32. The old ones (`allow_tf32`, `set_float32_matmul_precision`) and the new ones (`fp32_precision`) keep values
-of their own. Where the two differ, reading the old one raises RuntimeError, and torch.compile of torch 2.10 reads the old one of matrix products. So
-both are set here, and agree. The old switch of cuDNN stays as it is: torch itself does not read it. Source: `aten/src/ATen/Context.cpp` of torch.
+of their own. Where the two differ, reading the old one raises RuntimeError, and parts of torch still read it: torch.export, and torch.compile for
+some products. So both are set here, and agree. Source: `aten/src/ATen/Context.cpp` of torch.
+
+One thing cannot be restored: in torch 2.13 cuDNN's switches have a default of their own, which gives way to `torch.backends.fp32_precision`. When any
+of them has been set, by torch.export too, there is no way back to it. They are left at `tf32`: the default means that where nothing else is set.
 """
 
 from __future__ import annotations
@@ -15,7 +18,9 @@ from typing import Any
 
 _PARENTS = (("generic", "all"), ("cuda", "all"), ("mkldnn", "all"))
 """A parent comes before its children: an operation that says `none` takes its backend's value, and a backend that says `none` the generic one."""
-_OPERATIONS = (("cuda", "matmul"), ("cuda", "conv"), ("mkldnn", "matmul"), ("mkldnn", "conv"))
+_CUDNN = (("cuda", "conv"), ("cuda", "rnn"))
+_MATMUL = (("cuda", "matmul"), ("mkldnn", "matmul"))
+_OPERATIONS = (*_MATMUL, *_CUDNN, ("mkldnn", "conv"))
 _HALVES = ("allow_fp16_reduced_precision_reduction", "allow_bf16_reduced_precision_reduction")
 
 
@@ -49,6 +54,7 @@ class _Before:
 
     precisions: dict[tuple[str, str], str]
     matmul: str
+    cudnn: bool
     reductions: dict[str, Any]
     accumulation: bool
     benchmark: bool
@@ -88,7 +94,7 @@ _SWITCHES = _Switches()
 
 
 def _read() -> _Before:
-    """Reads the switches. It leaves parents at `none` and operations at `ieee` where that is needed to see them; `_set` follows."""
+    """Reads the switches. Parents and operations are changed where that is needed to see what is behind them; `_set` follows."""
     import torch
 
     switches: Any = torch._C
@@ -97,18 +103,28 @@ def _read() -> _Before:
         precisions[key] = switches._get_fp32_precision_getter(*key)
         switches._set_fp32_precision_setter(*key, "none")
     precisions |= {key: switches._get_fp32_precision_getter(*key) for key in _OPERATIONS}
-    for key in _OPERATIONS:
-        if key[1] == "matmul":  # the old switch raises unless the new ones say nothing against it
-            switches._set_fp32_precision_setter(*key, "ieee")
+    for key in _MATMUL:  # with these the old switch can be read whatever it says
+        switches._set_fp32_precision_setter(*key, "ieee")
     products: Any = torch.backends.cuda.matmul
     return _Before(
         precisions=precisions,
         matmul=switches._get_float32_matmul_precision(),
+        cudnn=_old_cudnn(switches),
         reductions={name: _reduction(products, name) for name in _HALVES},
         accumulation=products.allow_fp16_accumulation,
         benchmark=torch.backends.cudnn.benchmark,
         deterministic=torch.backends.cudnn.deterministic,
     )
+
+
+def _old_cudnn(switches: Any) -> bool:
+    """The old switch of cuDNN. It can be read where the new ones say the same, and raises where they do not."""
+    for key in _CUDNN:
+        switches._set_fp32_precision_setter(*key, "tf32")
+    try:
+        return switches._get_cudnn_allow_tf32()
+    except RuntimeError:
+        return False
 
 
 def _reduction(products: Any, name: str) -> Any:
@@ -118,7 +134,7 @@ def _reduction(products: Any, name: str) -> Any:
 
 
 def _set(tf32: bool) -> None:
-    """Operations take their value from their parents where they may: since torch 2.13 cuDNN's has a default that cannot be set again."""
+    """Parents first: an operation whose old switch is turned off takes its value from them."""
     import torch
 
     switches: Any = torch._C
@@ -126,6 +142,7 @@ def _set(tf32: bool) -> None:
     for backend, operation in _PARENTS:
         switches._set_fp32_precision_setter(backend, operation, wanted[backend])
     switches._set_cublas_allow_tf32(tf32)
+    switches._set_cudnn_allow_tf32(tf32)
     for backend, operation in _OPERATIONS:
         if switches._get_fp32_precision_getter(backend, operation) != wanted[backend]:
             switches._set_fp32_precision_setter(backend, operation, wanted[backend])
@@ -142,7 +159,8 @@ def _restore(before: _Before) -> None:
     switches: Any = torch._C
     for key in _PARENTS:
         switches._set_fp32_precision_setter(*key, "none")
-    switches._set_float32_matmul_precision(before.matmul)  # writes the new switches of both backends too
+    switches._set_float32_matmul_precision(before.matmul)  # the old switches write the new ones too
+    switches._set_cudnn_allow_tf32(before.cudnn)
     for key in _OPERATIONS:
         if switches._get_fp32_precision_getter(*key) != before.precisions[key]:
             switches._set_fp32_precision_setter(*key, before.precisions[key])

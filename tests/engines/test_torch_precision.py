@@ -37,8 +37,13 @@ def state() -> dict[str, Any]:
 
 @pytest.fixture(autouse=True)
 def _as_it_was() -> Iterator[None]:
-    """What a test sets is put back by torch's own setters."""
+    """What a test sets is put back by torch's own setters; cuDNN's own default, which cannot be, is left before."""
+    put_back()
     yield
+    put_back()
+
+
+def put_back() -> None:
     for backend, op in KEYS:
         SWITCHES._set_fp32_precision_setter(backend, op, "none")
     torch.backends.fp32_precision = "none"
@@ -93,6 +98,7 @@ def test_the_switches_hold_within_and_are_restored_whatever_api_was_used_before(
         assert {within[f"cuda.{op}"] for op in ("matmul", "conv")} == {"tf32" if tf32 else "ieee"}
         assert {within[f"mkldnn.{op}"] for op in ("matmul", "conv")} == {"ieee"}
         assert within["_get_cublas_allow_tf32"] is tf32  # torch.compile reads it in some versions, and it raises where the two APIs differ
+        assert within["_get_cudnn_allow_tf32"] is tf32
         assert within["_get_float32_matmul_precision"] == ("high" if tf32 else "highest")
         assert [within[name][0] for name in REDUCTIONS] == [False, False]
         assert (within["accumulation"], within["benchmark"], within["deterministic"]) == (False, False, True)
@@ -155,16 +161,24 @@ def test_a_thread_that_ends_first_does_not_end_it_for_another() -> None:
     assert state() == found
 
 
-def test_a_fresh_process_follows_the_generic_switch_afterwards() -> None:
-    """cuDNN's own default can be left only once: torch has no way back to it."""
+def test_torch_exports_and_compiles_within() -> None:
+    """Both read the old switches, which raise where the new ones differ."""
+    module, x = torch.nn.Conv2d(3, 4, 3).eval(), torch.ones(1, 3, 8, 8)
+    for tf32 in (False, True):
+        with exact_products(tf32), torch.no_grad():
+            torch.export.export(module, (x,))
+            assert torch.backends.cudnn.conv.fp32_precision == ("tf32" if tf32 else "ieee")  # export sets and restores switches of its own
+            assert torch.compile(module, backend="eager", dynamic=False)(x).equal(module(x))
+
+
+def test_a_fresh_process_is_as_it_was() -> None:
     code = """
 import torch
 from difffeat.engines.torch_precision import exact_products
 def seen():
-    torch.backends.fp32_precision = "ieee"
-    value = torch.backends.cudnn.conv.fp32_precision
-    torch.backends.fp32_precision = "none"
-    return value, torch.backends.cudnn.conv.fp32_precision, torch.backends.cudnn.allow_tf32
+    backends = torch.backends
+    return (backends.fp32_precision, backends.cudnn.fp32_precision, backends.cudnn.conv.fp32_precision, backends.cuda.matmul.fp32_precision,
+            backends.cudnn.allow_tf32, backends.cuda.matmul.allow_tf32, torch.get_float32_matmul_precision())
 before = seen()
 for tf32 in (False, True):
     with exact_products(tf32):
