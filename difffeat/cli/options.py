@@ -11,6 +11,12 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instea
 EngineName = Annotated[str, typer.Option(help="ort, torch, trt (TensorRT) or rtx (TensorRT-RTX).")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:<n>; default: cpu, for trt and rtx cuda.")]
 Threads = Annotated[int | None, typer.Option(help="Threads of the engine; default: the runtime's choice.")]
+Compile = Annotated[bool | None, typer.Option("--compile/--no-compile", help="torch: torch.compile; default: on a GPU, not on a CPU.")]
+CudaGraphs = Annotated[
+    bool | None,
+    typer.Option("--cuda-graphs/--no-cuda-graphs", help="Replay CUDA graphs of shapes that come again; default: torch, for batches of up to 8."),
+]
+Tf32 = Annotated[bool, typer.Option("--tf32", help="torch on a GPU: fp32 products in TF32, about four times as fast, at about fp16's error.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 Preprocess = Annotated[str, typer.Option(help="center (crop) or squash (keeps what lies at the edges).")]
 CaptionProtocol = Annotated[str, typer.Option(help="joined (all captions of a sample) or first.")]

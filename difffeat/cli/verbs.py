@@ -10,7 +10,22 @@ from typer.core import TyperGroup
 
 from difffeat.cli import bench, store
 from difffeat.cli.config import read_config
-from difffeat.cli.options import BatchSize, CaptionProtocol, Device, EngineName, Json, NumWorkers, Output, Overwrite, Preprocess, ShardSize, Threads
+from difffeat.cli.options import (
+    BatchSize,
+    CaptionProtocol,
+    Compile,
+    CudaGraphs,
+    Device,
+    EngineName,
+    Json,
+    NumWorkers,
+    Output,
+    Overwrite,
+    Preprocess,
+    ShardSize,
+    Tf32,
+    Threads,
+)
 from difffeat.cli.printing import emit, say
 from difffeat.cli.source import with_source_options
 from difffeat.errors import Interrupted
@@ -158,6 +173,9 @@ def verify(
     engine: Annotated[str | None, typer.Option(help="Engine to verify; default: ort, for fp16 and bf16 torch (rounds at each operation).")] = None,
     device: Device = None,
     threads: Threads = None,
+    compile: Compile = None,
+    tf32: Tf32 = False,
+    cuda_graphs: CudaGraphs = None,
     samples: Annotated[int, typer.Option(help="How many samples, evenly spread.")] = 64,
     batches: Annotated[str, typer.Option(help="Batch sizes to verify at: smallest, usual, largest.")] = "1,8,32",
     promote: Annotated[bool, typer.Option("--promote", help="Keep in fp32 what fails, write the artifact again, and verify it again.")] = False,
@@ -176,7 +194,8 @@ def verify(
     from difffeat.workflows.verifying import run_verify
 
     result = run_verify(
-        artifact, source, reference=reference, engine=engine, device=device, threads=threads, options=EngineOptions(), samples=samples,
+        artifact, source, reference=reference, engine=engine, device=device, threads=threads, samples=samples,
+        options=EngineOptions(compile=compile, tf32=tf32, cuda_graphs=cuda_graphs),
         batches=[int(size) for size in parse_numbers(batches, "--batches", whole=True)], promoting=promote, probe=probe,
         run=RunRecipe(seed=seed, preprocessing=preprocess, captions=captions), source_options=source_options, say=say(as_json),
     )  # fmt: skip
@@ -200,10 +219,11 @@ def extract(
     engine: EngineName = "ort",
     device: Device = None,
     threads: Threads = None,
-    compile: Annotated[bool, typer.Option("--compile", help="torch: torch.compile.")] = False,
+    compile: Compile = None,
+    tf32: Tf32 = False,
     channels_last: Annotated[bool, typer.Option("--channels-last", help="torch: convolutions with channels innermost.")] = False,
     tensorrt_provider: Annotated[bool, typer.Option("--tensorrt-provider", help="ort: its own TensorRT provider, on a GPU.")] = False,
-    cuda_graphs: Annotated[bool, typer.Option("--cuda-graphs", help="trt, rtx: replay CUDA graphs of shapes that come again.")] = False,
+    cuda_graphs: CudaGraphs = None,
     batch_size: BatchSize = "32",
     shard_size: ShardSize = 1024,
     num_workers: NumWorkers = "auto",
@@ -234,7 +254,9 @@ def extract(
     from difffeat.workflows.commands import engine_options, parse_auto, run_extract
 
     size = parse_auto(batch_size, "--batch-size")
-    options = engine_options(engine, size, compile=compile, channels_last=channels_last, tensorrt_provider=tensorrt_provider, cuda_graphs=cuda_graphs)
+    options = engine_options(
+        engine, size, compile=compile, tf32=tf32, channels_last=channels_last, tensorrt_provider=tensorrt_provider, cuda_graphs=cuda_graphs
+    )
     run = RunRecipe(seed=seed, draws=draws, preprocessing=preprocess, captions=captions, truncate=truncate, store_dtype=store_dtype)
     result = run_extract(
         artifact, source, output, engine=engine, device=device, threads=threads, options=options, batch_size=size, shard_size=shard_size,
@@ -257,6 +279,9 @@ def plan(
     engine: EngineName = "ort",
     device: Device = None,
     threads: Threads = None,
+    compile: Compile = None,
+    tf32: Tf32 = False,
+    cuda_graphs: CudaGraphs = None,
     batch_size: BatchSize = "32",
     shard_size: ShardSize = 1024,
     num_workers: NumWorkers = "auto",
@@ -276,7 +301,7 @@ def plan(
     from difffeat.workflows.planning import run_plan
 
     size = parse_auto(batch_size, "--batch-size")
-    options = engine_options(engine, size)
+    options = engine_options(engine, size, compile=compile, tf32=tf32, cuda_graphs=cuda_graphs)
     opening = Opening(artifact=artifact, engine=engine, device=device, threads=threads, options=options, latent_cache=latents)
     result = run_plan(
         opening, source, output, run=RunRecipe(draws=draws, preprocessing=preprocess, captions=captions, store_dtype=store_dtype), batch_size=size,

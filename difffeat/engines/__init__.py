@@ -44,9 +44,9 @@ def open_engine(
     if engine in ("trt", "rtx"):
         return _tensorrt(opened, engine, graph, "cuda" if device is None else device, chosen, say)
     if engine == "torch":
-        from difffeat.engines.eager import TorchEngine
+        from difffeat.engines.torch_engine import TorchEngine
 
-        return TorchEngine(opened, path, device="cpu" if device is None else device, threads=threads, options=chosen)
+        return TorchEngine(opened, path, device="cpu" if device is None else device, threads=threads, options=chosen, say=say)
     from difffeat.engines.onnxruntime_engine import OrtEngine
 
     return OrtEngine(opened, path, device="cpu" if device is None else device, threads=threads, options=chosen)
@@ -59,4 +59,4 @@ def _tensorrt(artifact: Artifact, engine: str, graph: str, device: str, options:
     import_builder(engine)
     number = require_gpu(engine, device)
     plan = plan_for(artifact, engine, options.batch, graph=graph, device=number, wanted=options.plans.get(graph, ""), say=say)
-    return TensorRtEngine(artifact, graph, plan, engine=engine, device=device, cuda_graphs=options.cuda_graphs)
+    return TensorRtEngine(artifact, graph, plan, engine=engine, device=device, cuda_graphs=bool(options.cuda_graphs))

@@ -8,6 +8,7 @@ An engine is opened with `with`; it declares its inputs and outputs and never ch
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -34,16 +35,18 @@ class EngineOptions:
     """How an engine runs a graph, where it has a choice. None of it is part of a feature's recipe; what of it may show in a feature's last bits is
     part of the engine's `identity`: a store goes on with the same choice or not at all.
 
-    **Fields:** `compile` torch.compile (torch); `channels_last` convolutions with channels innermost (torch); `tensorrt_provider` ONNX Runtime's own
-    TensorRT provider on CUDA (ort); `cuda_graphs` replayed for shapes that come again (trt, rtx); `batch` largest batch, for a plan that is built on
-    first use (trt, rtx); `winograd` the autoencoder's 3 × 3 convolutions in a quarter of their products, on the CPU (ort; see `winograd`);
-    `plans` SHA-256 of the plan that is preferred for a graph, by the graph's part (trt, rtx).
+    **Fields:** `compile` torch.compile (torch; None: on a GPU yes, on a CPU no); `channels_last` convolutions with channels innermost (torch); `tf32`
+    fp32 products and convolutions in TF32, on a GPU (torch); `tensorrt_provider` ONNX Runtime's own TensorRT provider on CUDA (ort); `cuda_graphs`
+    replayed for shapes that come again (trt, rtx, and torch on a GPU; None: torch for small batches, the others never); `batch` largest batch, for a
+    plan that is built on first use (trt, rtx); `winograd` the autoencoder's 3 × 3 convolutions in a quarter of their products, on the CPU (ort; see
+    `winograd`); `plans` SHA-256 of the plan that is preferred for a graph, by the graph's part (trt, rtx).
     """
 
-    compile: bool = False
+    compile: bool | None = None
     channels_last: bool = False
+    tf32: bool = False
     tensorrt_provider: bool = False
-    cuda_graphs: bool = False
+    cuda_graphs: bool | None = None
     batch: int = 32
     winograd: bool = True
     plans: Mapping[str, str] = field(default_factory=dict)
@@ -53,12 +56,27 @@ class EngineOptions:
         default = EngineOptions()
         return {name: str(getattr(self, name)).lower() for name in names if getattr(self, name) != getattr(default, name)}
 
+    def switches(self) -> dict[str, bool]:
+        """What was chosen by options of the command line, by their names here."""
+        default = EngineOptions()
+        return {name: getattr(self, name) for name in SWITCHES if getattr(self, name) != getattr(default, name)}
+
     def require_for(self, engine: str) -> None:
         """Raises ConfigError when an option is set that this engine does not have."""
-        owners = {"compile": ("torch",), "channels_last": ("torch",), "tensorrt_provider": ("ort",), "cuda_graphs": ("trt", "rtx")}
-        for option, engines in owners.items():
-            if getattr(self, option) and engine not in engines:
-                raise ConfigError(f"--{option.replace('_', '-')} is for --engine {' and '.join(engines)}; this is {engine}. Leave it out.")
+        for option in self.switches():
+            if engine not in SWITCHES[option]:
+                owners = ", ".join(SWITCHES[option])
+                raise ConfigError(f"--{option.replace('_', '-')} is for --engine {owners}; this is {engine}. Leave it out.")
+
+
+SWITCHES = {
+    "compile": ("torch",),
+    "channels_last": ("torch",),
+    "tf32": ("torch",),
+    "tensorrt_provider": ("ort",),
+    "cuda_graphs": ("torch", "trt", "rtx"),
+}
+"""Those of `EngineOptions` that are options of the command line -> the engines that have them."""
 
 
 class Pending:
@@ -80,6 +98,7 @@ class Submitting:
 
     depth = 1
     copy_seconds = 0.0
+    static_shapes = False
     identity: Mapping[str, str] = MappingProxyType({})
     _worker: ThreadPoolExecutor | None = None
 
@@ -93,6 +112,10 @@ class Submitting:
             return Pending(self._worker.submit(self.run, feeds).result)
         found = self.run(feeds)
         return Pending(lambda: found)
+
+    def trial(self) -> contextlib.AbstractContextManager[Any]:
+        """See `Engine.trial`."""
+        return contextlib.nullcontext()
 
     def stop(self) -> None:
         """Wait for what is under way. What is submitted afterwards goes to `run`, which says that the engine is closed."""
@@ -121,6 +144,9 @@ class Engine(Protocol):
     copy_seconds: float
     """Seconds that `run` has spent copying to the device so far, where that is told apart from computing; else 0."""
 
+    static_shapes: bool
+    """Whether each new shape costs a compilation: whoever has batches of many sizes pads them to one."""
+
     @property
     def inputs(self) -> Mapping[str, TensorSpec]:
         """What `run` must be given, by name."""
@@ -144,6 +170,10 @@ class Engine(Protocol):
 
     def submit(self, feeds: Mapping[str, np.ndarray]) -> Pending:
         """Begin a batch; up to `depth` may be under way. Outputs come in the order of submission. Errors as for `run`, here or at `result`."""
+        ...
+
+    def trial(self) -> contextlib.AbstractContextManager[Any]:
+        """Inside, shapes may come that do not come again: nothing is compiled for them. Rates are those of the engine without compilation."""
         ...
 
 

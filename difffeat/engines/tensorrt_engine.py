@@ -6,6 +6,7 @@ in, computed and copied out in its slot's stream, while the host prepares the ne
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -37,6 +38,8 @@ class TensorRtEngine:
 
     Raises ProviderMissing (no GPU), MissingExtra, UntrustedFile (the plan is not what was sealed), OutOfMemory, EngineError.
     """
+
+    static_shapes = False
 
     def __init__(
         self, artifact: Artifact, graph: str, plan: Plan, *, engine: str, device: str = "cuda", cuda_graphs: bool = False, slots: int = SLOTS
@@ -87,6 +90,10 @@ class TensorRtEngine:
         pending = slot.start(feeds)
         self.copy_seconds = sum(slot.copy_seconds for slot in self._slots)
         return pending
+
+    def trial(self) -> contextlib.AbstractContextManager[Any]:
+        """See `Engine.trial`: the plan is there already."""
+        return contextlib.nullcontext()
 
     def _slot(self, trt: Any, cuda_graphs: bool) -> _Slot:
         make = self._maker(trt, cuda_graphs)

@@ -34,12 +34,27 @@ class Affine(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.to(self.weight.dtype)
+        if self.bias is not None and has_epilogues(self.weight):
+            return torch.addmm(self.bias, x.flatten(0, -2), self.weight).unflatten(0, x.shape[:-1])
         if self.weight.is_cuda or torch.compiler.is_exporting() or self.weight.dtype in CPU_TYPES:
             y = x @ self.weight
         else:
             # Sums in fp32, rounded once, as matrix units do; CPUs without such units take many times as long over torch's own half-precision product.
             y = (x.float() @ self.weight.float()).to(self.weight.dtype)
         return y if self.bias is None else y + self.bias
+
+
+def has_epilogues(weight: Tensor) -> bool:
+    """Whether products with this weight take bias and GELU along, in the kernel of the product: on a GPU. Graphs are exported without."""
+    return weight.is_cuda and not torch.compiler.is_exporting()
+
+
+def gelu(layer: Affine, x: Tensor) -> Tensor:
+    """GELU of layer(x), in its tanh form."""
+    if layer.bias is not None and layer.weight.dtype != torch.float32 and has_epilogues(layer.weight):
+        x = x.to(layer.weight.dtype)
+        return torch._addmm_activation(layer.bias, x.flatten(0, -2), layer.weight, use_gelu=True).unflatten(0, x.shape[:-1])
+    return F.gelu(layer(x), approximate="tanh")
 
 
 class Scale(nn.Module):

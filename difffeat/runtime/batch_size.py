@@ -25,14 +25,16 @@ _SECONDS, _RUNS = 0.5, 5
 def probe_batch_size(feeding: Feeding, samples: Sequence[Sample], *, largest: int = LARGEST, say: Callable[[str], None] = lambda _: None) -> int:
     """The smallest size whose rate no larger one betters by more than `GAIN`, of 1, 2, 4, ... up to `largest` or what holds all samples.
 
-    Each size is timed on the longest of its batches, so that what fits here fits later. A device without memory ends the probe, not the run.
+    Each size is timed on the longest of its batches, so that what fits here fits later, and without compilation, which would be lost on all sizes but
+    one (see `Engine.trial`). A device without memory ends the probe, not the run.
 
     Raises OutOfMemory where not even one sample fits; else what the engine raises.
     """
     best, rate, idle, size = USUAL, 0.0, 0, 1
     while size <= largest and idle < 2 and (size == 1 or size < 2 * len(samples)):
         try:
-            seconds = _seconds(feeding, samples, size)
+            with feeding.trial():
+                seconds = _seconds(feeding, samples, size)
         except OutOfMemory:
             if size == 1:
                 raise

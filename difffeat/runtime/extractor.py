@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -19,6 +20,9 @@ from difffeat.runtime.inversion import open_inversion
 from difffeat.runtime.preprocess import decode, preprocess, quiet_pillow, to_rgb
 from difffeat.runtime.samples import Sample
 from difffeat.runtime.tokens import Captions, batches_by_length, pad_tokens
+
+if TYPE_CHECKING:
+    from difffeat.engines import EngineOptions
 
 
 class Extractor:
@@ -56,14 +60,19 @@ class Extractor:
         preprocessing: str = "center",
         captions: str = "joined",
         truncate: bool = False,
+        options: EngineOptions | None = None,
     ) -> Extractor:
-        """Open an artifact. Arguments and errors as for `difffeat.open_engine` and `RunRecipe`; `batch_size` at least 1."""
+        """Open an artifact. Arguments and errors as for `difffeat.open_engine` and `RunRecipe`; `batch_size` at least 1.
+
+        An engine that compiles for each shape (torch on a GPU, unless `options` say `compile=False`) is given batches of this size alone, and fewer
+        inputs are padded: choose it small where single images come.
+        """
         from difffeat.engines import Artifact, EngineOptions, open_engine
 
         run = RunRecipe(seed=seed, preprocessing=preprocessing, captions=captions, truncate=truncate)
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise ConfigError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
-        artifact, options = Artifact.open(path), EngineOptions(batch=batch_size)
+        artifact, options = Artifact.open(path), replace(options or EngineOptions(), batch=batch_size)
         opening: dict[str, Any] = {"device": device, "threads": threads, "options": options}
         with ExitStack() as stack:
             opened = stack.enter_context(open_engine(artifact, engine, **opening))
@@ -105,7 +114,7 @@ class Extractor:
         with quiet_pillow():
             for rows, feeds in parts:
                 for tap, values in self._run(feeds, [names[row] for row in rows]):
-                    out[tap][rows] = values.reshape(len(rows), *out[tap].shape[1:])
+                    out[tap][rows] = values[: len(rows)].reshape(len(rows), *out[tap].shape[1:])
         return out
 
     def _run(self, feeds: dict[str, np.ndarray], names: list[str]) -> Any:
@@ -124,7 +133,14 @@ class Extractor:
         side = int((self._latents or self._engine).inputs["pixels"].shape[1])
         for start in range(0, len(inputs), self._batch_size):
             rows = np.arange(start, min(start + self._batch_size, len(inputs)))
-            yield rows, {"pixels": np.stack([self._pixels(inputs[int(row)], side) for row in rows])}
+            pixels = np.zeros((self._rows(len(rows)), side, side, 3), np.uint8)
+            for place, row in enumerate(rows):
+                pixels[place] = self._pixels(inputs[int(row)], side)
+            yield rows, {"pixels": pixels}
+
+    def _rows(self, count: int) -> int:
+        """Rows of a batch that holds so many inputs."""
+        return self._batch_size if (self._latents or self._engine).static_shapes else count
 
     def _pixels(self, image: Any, side: int) -> np.ndarray:
         preprocessing = self._recipe.preprocessing
@@ -148,7 +164,7 @@ class Extractor:
         )
         ids = [captions.encode(Sample(str(row), captions=_captions(own, row))) for row, own in enumerate(inputs)]
         for rows, length in batches_by_length(np.array([len(own) for own in ids]), self._batch_size, 8):
-            tokens, lengths = pad_tokens([ids[row] for row in rows], len(rows), length)
+            tokens, lengths = pad_tokens([ids[row] for row in rows], self._rows(len(rows)), length)
             yield rows, {"tokens": tokens, "lengths": lengths}
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,6 +90,15 @@ class Feeding:
         """Identities of the engines that samples go through before this one, by the part of their graph."""
         first = {"latents": self.latents_engine if self.cache is None else None, "denoiser": self.invert}
         return {part: one.identity for part, one in first.items() if one is not None}
+
+    @contextlib.contextmanager
+    def trial(self) -> Iterator[None]:
+        """See `Engine.trial`; of every engine that samples go through."""
+        with ExitStack() as stack:
+            for engine in (self.engine, self.latents_engine, self.invert):
+                if engine is not None:
+                    stack.enter_context(engine.trial())
+            yield
 
     def at(self, t: float | None, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """What the engine takes at a timestep, out of a batch's clean inputs: those themselves, or what the denoiser makes of them."""

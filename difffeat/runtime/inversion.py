@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from itertools import pairwise
 from types import MappingProxyType
 from typing import Any
@@ -23,15 +23,20 @@ class Inversion:
     """Turns clean inputs into what a graph takes whose samples are noised outside of it.
 
     **Arguments:** `recipe` of the graph; `table` as `Artifact.denoiser_table` gives it; `denoise` runs the denoiser graph: inputs to outputs by name;
-    `identity` of the engine that runs it.
+    `identity` and `trial` of the engine that runs it.
 
     Each timestep has a path of its own from 0, so that a tap's features do not depend on which other timesteps a sweep holds.
     """
 
     def __init__(
-        self, recipe: GraphRecipe, table: Feeds, denoise: Callable[[Feeds], Feeds], identity: Mapping[str, str] = MappingProxyType({})
+        self,
+        recipe: GraphRecipe,
+        table: Feeds,
+        denoise: Callable[[Feeds], Feeds],
+        identity: Mapping[str, str] = MappingProxyType({}),
+        trial: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
-        self._denoise, self._recipe, self.identity = denoise, recipe, identity
+        self._denoise, self._recipe, self.identity, self.trial = denoise, recipe, identity, trial
         self._table = {name: table[name] for name in PER_TIMESTEP if name in table}
         self._levels = {float(t): (float(a), float(s)) for t, a, s in zip(table["timesteps"], table["alpha"], table["sigma"], strict=True)}
         self._rows = {t: row for row, t in enumerate(self._levels)}
@@ -91,4 +96,4 @@ def open_inversion(artifact: Artifact, stack: ExitStack, engine: str, **opening:
     if not artifact.recipe.noised_outside:
         return None
     denoiser = stack.enter_context(open_engine(artifact, engine, graph="denoiser", **opening))
-    return Inversion(artifact.recipe, artifact.denoiser_table(), denoiser.run, denoiser.identity)
+    return Inversion(artifact.recipe, artifact.denoiser_table(), denoiser.run, denoiser.identity, denoiser.trial)

@@ -261,7 +261,7 @@ def _origin(
 ) -> Origin:
     """Artifact and source as given, and those options that the manifest does not hold."""
     given: dict[str, Any] = {"device": device, "latents": latents, **vars(source_options)}
-    given |= {name: True for name, value in vars(options).items() if value is True and getattr(EngineOptions(), name) is False}
+    given |= options.switches()
     if max_bad_fraction != MAX_BAD_FRACTION:
         given["max_bad_fraction"] = max_bad_fraction
     return Origin.of(str(artifact.path), source, given, defaults={"device": None, "latents": None, **vars(SourceOptions())})

@@ -121,7 +121,8 @@ def _source_options(origin: Origin) -> SourceOptions:
 def _extract(store: Path, manifest: Manifest, origin: Origin, threads: int | None, say: Say) -> None:
     """The extraction that the manifest describes. Its rows were accepted once, so no share of bad ones stops it."""
     device = manifest.engine["device"]
-    switches: dict[str, Any] = {field.name: True for field in fields(EngineOptions) if origin.options.get(field.name.replace("_", "-")) is True}
+    noted = {field.name: origin.options.get(field.name.replace("_", "-")) for field in fields(EngineOptions)}
+    switches: dict[str, Any] = {name: value for name, value in noted.items() if isinstance(value, bool)}
     run_extract(
         Path(origin.artifact),
         origin.source,

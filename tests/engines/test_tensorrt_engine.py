@@ -202,7 +202,7 @@ def test_without_the_cuda_bindings_their_extra_is_named(tmp_path: Path, monkeypa
 
 @pytest.mark.parametrize(("engine", "options", "said"), [
     ("ort", {"compile": True}, r"--compile is for --engine torch; this is ort"),
-    ("torch", {"cuda_graphs": True}, r"--cuda-graphs is for --engine trt and rtx; this is torch"),
+    ("ort", {"cuda_graphs": True}, r"--cuda-graphs is for --engine torch, trt, rtx; this is ort"),
     ("trt", {"tensorrt_provider": True}, r"--tensorrt-provider is for --engine ort; this is trt"),
 ])  # fmt: skip
 def test_an_option_of_another_engine_is_refused(engine: str, options: dict[str, Any], said: str, tmp_path: Path) -> None:
