@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -223,6 +224,7 @@ class _Slot:
 
 def _compiled(torch: Any, module: Any, by_blocks: bool) -> Any:
     """The module, to be compiled for each shape when it comes."""
+    warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")  # torch advises what `tf32` is there to decide
     if not by_blocks:
         return torch.compile(module, **COMPILED)
     for block in module.trunk.blocks:
