@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from difffeat.engines.driver import probe_driver
+from difffeat.engines.onnxruntime_engine import import_onnxruntime
+from difffeat.engines.tensorrt_build import import_builder
 from difffeat.errors import ConfigError, ProviderMissing
 
 
@@ -33,16 +35,44 @@ def require_family(benchmark: str, model: str, family: str) -> None:
 
 def require_device(device: str) -> None:
     """Raises ConfigError for what names no device, ProviderMissing for a GPU that torch, the baseline, does not see."""
-    kind, _, number = device.partition(":")
-    if kind not in ("cpu", "cuda") or (number and not (kind == "cuda" and number.isdigit())) or device.endswith(":"):
-        raise ConfigError(f"--device must be cpu, cuda or cuda:<n>, got {device!r}.")
-    if kind == "cpu":
+    number = gpu_number(device)
+    if number is None:
         return
     import torch
 
-    if not torch.cuda.is_available() or int(number or 0) >= torch.cuda.device_count():
+    if not torch.cuda.is_available() or number >= torch.cuda.device_count():
         why = probe_driver().problem or f"torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices"
         raise ProviderMissing(f"{device} was asked for, but {why}. Pass --device cpu, or run difffeat doctor.")
+
+
+def require_engine(engine: str, device: str) -> None:
+    """Raises ConfigError for what names no device, MissingExtra where the engine's package is not installed, ProviderMissing where the driver lists
+    no such GPU or this ONNX Runtime has no CUDA. What torch sees is for `require_device`.
+    """
+    number = gpu_number(device)
+    if number is None or engine == "torch":
+        return
+    if engine == "ort":
+        offered = import_onnxruntime().get_available_providers()
+        if "CUDAExecutionProvider" not in offered:
+            raise ProviderMissing(
+                f"{device} was asked for, but this onnxruntime offers {', '.join(offered)}. "
+                "Install difffeat[gpu] in place of difffeat[cpu], or pass --engine torch or --device cpu."
+            )
+    else:
+        import_builder(engine)
+    driver = probe_driver()
+    if driver.problem is not None or number >= len(driver.gpus):
+        why = driver.problem or f"the driver lists {len(driver.gpus)} GPUs"
+        raise ProviderMissing(f"{device} was asked for, but {why}. Pass --device cpu, or run difffeat doctor.")
+
+
+def gpu_number(device: str) -> int | None:
+    """The number in `cuda` (0) or `cuda:<n>`, None for `cpu`. Raises ConfigError for what names no device."""
+    kind, _, number = device.partition(":")
+    if kind not in ("cpu", "cuda") or (number and not (kind == "cuda" and number.isdigit())) or device.endswith(":"):
+        raise ConfigError(f"--device must be cpu, cuda or cuda:<n>, got {device!r}.")
+    return int(number or 0) if kind == "cuda" else None
 
 
 def names(text: str) -> tuple[str, ...]:

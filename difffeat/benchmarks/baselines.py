@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +31,17 @@ def eager_candidates(
     **Arguments:** `compiled` adds torch.compile, which takes a minute to warm up. On a GPU the inputs are uploaded in every run and the features come
     back, as in extraction.
     """
-    import torch
-
     build = _dit if backbone.family == "dit" else _plaid
-    dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
-    found = build(backbone, artifact, feeds, device, dtype)
+    found = build(backbone, artifact, feeds, device, _dtype(precision))
     if not compiled:
         found.pop(COMPILED)
     return found
+
+
+def _dtype(precision: str) -> Any:
+    import torch
+
+    return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
 
 
 def _dit(backbone: Backbone, artifact: Artifact, feeds: Mapping[str, np.ndarray], device: str, dtype: Any) -> dict[str, Any]:
@@ -108,15 +112,36 @@ def _encoder(vae: Any) -> Any:
     return Encoder().eval()
 
 
-def _plaid(backbone: Backbone, artifact: Artifact, feeds: Mapping[str, np.ndarray], device: str, dtype: Any) -> dict[str, Any]:
-    import torch
+def eager_captions(
+    backbone: Backbone, artifact: Artifact, batches: Iterable[Mapping[str, np.ndarray]], *, device: str = "cpu", precision: str = "fp32"
+) -> Candidates:
+    """`eager_candidates` over several batches of captions one after the other, all through one model; features as from one batch."""
+    placed = _plaid_model(backbone, device, _dtype(precision))
+    each = [_plaid_candidates(placed, artifact, feeds, device) for feeds in batches]
+    return {name: partial(_one_after_the_other, [own[name] for own in each]) for name in (HOOK, TRUNCATED)}
 
+
+def _one_after_the_other(runs: list[Run]) -> np.ndarray:
+    return np.concatenate([run() for run in runs])
+
+
+def _plaid(backbone: Backbone, artifact: Artifact, feeds: Mapping[str, np.ndarray], device: str, dtype: Any) -> dict[str, Any]:
+    return _plaid_candidates(_plaid_model(backbone, device, dtype), artifact, feeds, device)
+
+
+def _plaid_model(backbone: Backbone, device: str, dtype: Any) -> tuple[Any, Any]:
+    """The unfolded network and its embedding table, on the device and in the type."""
     from difffeat.export.plaid import normalise_rows
     from difffeat.export.reference import unfolded_plaid
 
-    block = artifact.recipe.blocks[0]
     model = _placed(unfolded_plaid(backbone.weights), device, dtype)
-    table = normalise_rows(backbone.weights.tensors["embedding_matrix.matrix"]).to(device, dtype)
+    return model, normalise_rows(backbone.weights.tensors["embedding_matrix.matrix"]).to(device, dtype)
+
+
+def _plaid_candidates(placed: tuple[Any, Any], artifact: Artifact, feeds: Mapping[str, np.ndarray], device: str) -> dict[str, Any]:
+    import torch
+
+    block, (model, table) = artifact.recipe.blocks[0], placed
     host = {name: torch.tensor(value) for name, value in feeds.items()}
     gamma = torch.full((len(host["tokens"]),), -artifact.recipe.log_snr[0], dtype=torch.float64, device=device)
     alpha = float(torch.sigmoid(-gamma[0]).sqrt())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -11,18 +11,25 @@ from typing import Any
 import numpy as np
 
 from difffeat.benchmarks.asking import require_counts, require_family
-from difffeat.benchmarks.baselines import HOOK, TRUNCATED, eager_candidates
+from difffeat.benchmarks.baselines import eager_captions
+from difffeat.benchmarks.target import Target
 from difffeat.benchmarks.throughput import export_for_timing, quantised_for_timing, write_result
-from difffeat.benchmarks.timing import compare, machine, ratios, table
-from difffeat.engines import Artifact, Engine, open_engine
+from difffeat.benchmarks.timing import Timing, compare, in_microseconds, machine, ratios, table
+from difffeat.engines import Artifact, Engine
+from difffeat.engines.torch_precision import exact_products
+from difffeat.errors import ConfigError
 from difffeat.runtime.tokens import batches_by_length, pad_tokens
 from difffeat.workflows.loading import Backbone, load_backbone
 
-BUCKETED = "difffeat, ONNX Runtime, buckets of like length"
-PADDED = "difffeat, ONNX Runtime, padded to the longest"
+BUCKETED = "buckets of like length"
+PADDED = "padded to the longest"
+"""What follows ours in a candidate's name."""
 INT8 = "difffeat, ONNX Runtime int8, buckets"
 SHORTEST, LONGEST = 10, 70
 MULTIPLE = 8
+
+Say = Callable[..., None]
+Batches = list[dict[str, np.ndarray]]
 
 
 def caption_lengths(count: int, longest: int = LONGEST) -> np.ndarray:
@@ -38,57 +45,109 @@ def caption_lengths(count: int, longest: int = LONGEST) -> np.ndarray:
 
 def run_text(
     model: str, weights: str | None, *, tokenizer: str | None, block: int | None, captions: int, batch_size: int, repeats: int,
-    threads: int, int8: bool, output: Path | None, say: Callable[..., None],
+    threads: int, int8: bool, output: Path | None, say: Say, engine: str = "ort", device: str | None = None, dtype: str = "fp32",
 ) -> dict[str, Any]:  # fmt: skip
     """Time a set of captions through eager Plaid, padded to the longest, and through ours in buckets; arguments as the command's options.
 
-    Raises ConfigError for counts below 1 and models of images.
+    Raises ConfigError for counts below 1, models of images, and int8 of anything but ONNX Runtime in fp32 on the CPU; for the engine and its device
+    as `Target.checked`.
     """
-    require_counts(captions=captions, batch_size=batch_size, repeats=repeats, threads=threads)
+    require_counts(captions=captions, batch_size=batch_size, repeats=repeats)
     require_family("text", model, "plaid")
+    target = Target.checked(engine=engine, device=device, dtype=dtype, threads=threads, eager=True)
+    if int8:
+        require_int8(target)
     backbone = load_backbone(model, weights, tokenizer=tokenizer)
     chosen = backbone.default_block() if block is None else block
     lengths = caption_lengths(captions, min(LONGEST, backbone.weights.config.max_length))
-    rng = np.random.Generator(np.random.Philox(7))
-    ids = [rng.integers(0, backbone.weights.config.vocab, int(length)) for length in lengths]
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        artifact = export_for_timing(backbone, chosen, Path(folder) / "artifact", say)
-        candidates = _eager(backbone, artifact, ids, batch_size, threads)
-        if int8:
-            say("quantising")
-            low = quantised_for_timing(artifact, next(_padded(ids, batch_size)), Path(folder) / "int8")
-            candidates[INT8] = _ours(stack.enter_context(open_engine(low, threads=threads)), list(_bucketed(ids, batch_size)))
-        engine = stack.enter_context(open_engine(artifact, threads=threads))
-        candidates[PADDED] = _ours(engine, list(_padded(ids, batch_size)))
-        candidates[BUCKETED] = _ours(engine, list(_bucketed(ids, batch_size)))
-        say(f"timing {repeats} rounds over {captions} captions at batch {batch_size} on {threads} threads")
-        timings = compare(candidates, repeats)
-    percentiles = {str(q): float(np.percentile(lengths, q)) for q in (0, 25, 50, 75, 100)}
-    title = (
-        f"{artifact.recipe.backbone}, block {chosen}: seconds per caption, {captions} captions of {percentiles['0']:.0f} to "
-        f"{percentiles['100']:.0f} tokens (median {percentiles['50']:.0f}), batch {batch_size}, {threads} threads, median of {repeats} paired rounds"
-    )
-    result = {
-        "benchmark": "text",
-        "backbone": artifact.recipe.backbone,
-        "origin": artifact.recipe.origin,
-        "blocks": [chosen],
-        "captions": captions,
-        "batch_size": captions,
-        "run_batch_size": batch_size,
-        "length_percentiles": percentiles,
-        "threads": threads,
-        "machine": machine(),
-        "seconds": {timing.name: list(timing.seconds) for timing in timings},
-        "ours_is_faster_by": ratios(timings, BUCKETED),
-        "text": "\n".join([title, *table(timings, captions, BUCKETED, "caption")]),
-    }
+    with tempfile.TemporaryDirectory() as folder:
+        artifact = export_for_timing(backbone, chosen, Path(folder) / "artifact", say, dtype=dtype)
+        result = time_captions(artifact, target, lengths, batch_size=batch_size, repeats=repeats, backbone=backbone, int8=int8, say=say)
     if output is not None:
         write_result(result, output)
     return result
 
 
-def _padded(ids: list[np.ndarray], batch_size: int) -> Any:
+def require_int8(target: Target) -> None:
+    """Raises ConfigError where a target cannot stand beside int8."""
+    if (target.engine, target.device, target.dtype) != ("ort", "cpu", "fp32"):
+        raise ConfigError(
+            f"int8 is made from an fp32 graph and runs in ONNX Runtime on the CPU. Leave --int8 out, or --engine {target.engine}, "
+            f"--device {target.device} and --dtype {target.dtype}."
+        )
+
+
+def time_captions(
+    artifact: Artifact,
+    target: Target,
+    lengths: np.ndarray,
+    *,
+    batch_size: int,
+    repeats: int,
+    backbone: Backbone | None = None,
+    int8: bool = False,
+    say: Say = lambda *_, **__: None,
+) -> dict[str, Any]:
+    """Time an exported text graph over captions of random tokens, in buckets of like length and padded to the longest.
+
+    **Arguments:** `lengths` in tokens, [captions]; `backbone` also times its unfolded network in eager torch, in the graph's precision on the same
+    device, padded to the longest; `int8` also times the graph quantised (an fp32 graph in ONNX Runtime on the CPU). All in torch runs under
+    `exact_products`.
+
+    Raises ConfigError for int8 of another target; errors as for `open_engine`.
+    """
+    import torch
+
+    torch.set_num_threads(target.threads)
+    rng = np.random.Generator(np.random.Philox(7))
+    ids = [rng.integers(0, artifact.recipe.architecture["vocab"], int(length)) for length in lengths]
+    padded, buckets = list(_padded(ids, batch_size)), list(_bucketed(ids, batch_size))
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        stack.enter_context(exact_products())
+        candidates: dict[str, Callable[[], object]] = {}
+        if backbone is not None:
+            eager = eager_captions(backbone, artifact, padded, device=target.device, precision=artifact.recipe.precision)
+            candidates |= {f"{name}, padded": run for name, run in eager.items()}
+        if int8:
+            require_int8(target)
+            say("quantising")
+            low = quantised_for_timing(artifact, padded[0], Path(folder) / "int8")
+            candidates[INT8] = _ours(target.open(low, stack, batch_size=batch_size, say=say), buckets)
+        engine = target.open(artifact, stack, batch_size=batch_size, say=say)
+        candidates[f"{target.label}, {PADDED}"] = _ours(engine, padded)
+        candidates[f"{target.label}, {BUCKETED}"] = _ours(engine, buckets)
+        say(f"timing {repeats} rounds over {len(ids)} captions at batch {batch_size} in {target.describe(artifact)}")
+        timings = compare(candidates, repeats, device=target.device)
+    return _result(artifact, target, timings, lengths, batch_size)
+
+
+def _result(artifact: Artifact, target: Target, timings: list[Timing], lengths: np.ndarray, batch_size: int) -> dict[str, Any]:
+    percentiles = {str(q): float(np.percentile(lengths, q)) for q in (0, 25, 50, 75, 100)}
+    captions, best, recipe = len(lengths), f"{target.label}, {BUCKETED}", artifact.recipe
+    unit = "microseconds" if in_microseconds(timings, captions, target.device) else "seconds"
+    title = (
+        f"{recipe.backbone}, block {recipe.blocks[0]}, {target.describe(artifact)}: {unit} per caption, {captions} captions of "
+        f"{percentiles['0']:.0f} to {percentiles['100']:.0f} tokens (median {percentiles['50']:.0f}), batch {batch_size}, "
+        f"median of {len(timings[0].seconds)} paired rounds"
+    )
+    return {
+        "benchmark": "text",
+        "backbone": recipe.backbone,
+        "origin": recipe.origin,
+        "blocks": list(recipe.blocks),
+        "captions": captions,
+        "batch_size": captions,
+        "run_batch_size": batch_size,
+        "length_percentiles": percentiles,
+        **target.facts(artifact),
+        "machine": machine(target.device),
+        "seconds": {timing.name: list(timing.seconds) for timing in timings},
+        "ours_is_faster_by": ratios(timings, best),
+        "text": "\n".join([title, *table(timings, captions, best, "caption", device=target.device)]),
+    }
+
+
+def _padded(ids: list[np.ndarray], batch_size: int) -> Iterator[dict[str, np.ndarray]]:
     longest = max(len(own) for own in ids)
     for start in range(0, len(ids), batch_size):
         part = ids[start : start + batch_size]
@@ -96,24 +155,11 @@ def _padded(ids: list[np.ndarray], batch_size: int) -> Any:
         yield {"tokens": tokens, "lengths": lengths}
 
 
-def _bucketed(ids: list[np.ndarray], batch_size: int) -> Any:
+def _bucketed(ids: list[np.ndarray], batch_size: int) -> Iterator[dict[str, np.ndarray]]:
     for rows, length in batches_by_length(np.array([len(own) for own in ids]), batch_size, MULTIPLE):
         tokens, lengths = pad_tokens([ids[row] for row in rows], len(rows), length)
         yield {"tokens": tokens, "lengths": lengths}
 
 
-def _ours(engine: Engine, batches: list[dict[str, np.ndarray]]) -> Callable[[], object]:
+def _ours(engine: Engine, batches: Batches) -> Callable[[], object]:
     return lambda: [engine.run(feeds) for feeds in batches]
-
-
-def _eager(backbone: Backbone, artifact: Artifact, ids: list[np.ndarray], batch_size: int, threads: int) -> dict[str, Callable[[], object]]:
-    """The eager candidates over every padded batch."""
-    import torch
-
-    torch.set_num_threads(threads)
-    batches = [eager_candidates(backbone, artifact, feeds) for feeds in _padded(ids, batch_size)]
-    return {f"{name}, padded": _each([batch[name] for batch in batches]) for name in (HOOK, TRUNCATED)}
-
-
-def _each(runs: list[Callable[[], object]]) -> Callable[[], object]:
-    return lambda: [run() for run in runs]

@@ -15,12 +15,14 @@ import numpy as np
 from difffeat.benchmarks.asking import require_counts, require_device, require_known
 from difffeat.benchmarks.baselines import TRUNCATED, Run, eager_candidates, naive_candidate
 from difffeat.benchmarks.ceiling import int8_rate, matrix_rate
-from difffeat.benchmarks.timing import Timing, chart, compare, machine, ratios, table
+from difffeat.benchmarks.target import DTYPES
+from difffeat.benchmarks.timing import Timing, chart, compare, in_microseconds, machine, on_card, ratios, table
 from difffeat.engines import Artifact, EngineOptions, open_engine, winograd
 from difffeat.engines.artifact import load_proto, read_specs
 from difffeat.engines.cost import graph_cost
 from difffeat.engines.int8 import quantisable, quantise_graph
 from difffeat.engines.parity import compare as against
+from difffeat.engines.torch_precision import exact_products
 from difffeat.errors import ConfigError, EngineError, MissingExtra
 from difffeat.recipe import format_timestep
 from difffeat.workflows.exporting import ExportOptions, export_dit, export_plaid
@@ -33,7 +35,6 @@ TORCH = "difffeat, folded, torch"
 TORCH_COMPILED = "difffeat, folded, torch.compile"
 CAPTION_LENGTH = 32
 STARTS = ("pixels", "latents")
-DTYPES = ("fp32", "fp16", "bf16")
 ENGINES = ("int8", "torch", "naive", "trt", "rtx")
 """Beside ONNX Runtime, which is always timed."""
 
@@ -115,15 +116,15 @@ def time_artifact(
     """Time an exported graph beside the eager, unfolded network on the same random inputs (never zeros).
 
     **Arguments:** `engines` ours to time, besides ONNX Runtime: of `int8`, `torch`, `trt`, `rtx`, and `naive` for the unfolded export; `compiled`
-    adds torch.compile, of the unfolded network and of ours. What cannot run here is listed with the reason, and the rest is timed.
+    adds torch.compile, of the unfolded network and of ours (ours is compiled on a card in any case, as in an extraction). What cannot run here is
+    listed with the reason, and the rest is timed. All in torch runs under `exact_products`, the unfolded network too.
     """
     import torch
 
     torch.set_num_threads(threads)
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False  # on unless it is told: an autoencoder's convolutions in TF32 would be no reference
     feeds, precision = random_feeds(artifact, batch_size), artifact.recipe.precision
     with ExitStack() as stack:
+        stack.enter_context(exact_products())  # an autoencoder's convolutions in TF32, torch's default, would be no reference
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         say("running the unfolded network in fp32, the reference")
         reference = eager_candidates(backbone, artifact, feeds, device=device)[TRUNCATED]()
@@ -137,7 +138,7 @@ def time_artifact(
         candidates |= own
         parity = {name: asdict(against(np.asarray(run()), reference)) for name, run in candidates.items()}
         say(f"timing {repeats} rounds at batch {batch_size} on {device}, {threads} threads")
-        timings = compare(candidates, repeats)
+        timings = compare(candidates, repeats, device=device)
     integers = int8_rate(threads) if INT8 in own else None
     measured = Measured(timings, parity, not_run, matrix_rate(threads, device, precision), integers, next(reversed(own)))
     return _result(artifact, measured, batch_size, threads, device)
@@ -184,8 +185,8 @@ def ours(
         found[name] = lambda: opened.run(feeds)[output]
 
     if "torch" in engines:
-        add(TORCH, artifact, "torch")
-        if compiled:
+        add(TORCH, artifact, "torch", EngineOptions(compile=False))
+        if compiled or on_card(device):
             add(TORCH_COMPILED, artifact, "torch", EngineOptions(compile=True))
     for engine in ("trt", "rtx"):
         if engine in engines:
@@ -238,13 +239,14 @@ def _result(artifact: Artifact, measured: Measured, batch_size: int, threads: in
     per = f"caption of {CAPTION_LENGTH} tokens" if recipe.family == "plaid" else f"image from {'pixels' if recipe.kind == 'image' else 'latents'}"
     tap = f"block {recipe.blocks[0]}, t = {format_timestep(recipe.timesteps[0])}"
     rounds = f"batch {batch_size}, {threads} threads, median of {len(timings[0].seconds)} paired rounds"
-    title = f"{recipe.backbone}, {tap}, {recipe.precision} on {device}: seconds per {per}, {rounds}"
+    unit = "microseconds" if in_microseconds(timings, batch_size, device) else "seconds"
+    title = f"{recipe.backbone}, {tap}, {recipe.precision} on {device}: {unit} per {per}, {rounds}"
     note = (
         f"  {flops / 1e9:.4g} GFLOP a sample in the truncated graph; matrix products here reach {rate / 1e9:.4g} GFLOP/s ({recipe.precision}); "
         "share of that rate, counting the truncated graph's work only and convolutions as direct ones (fewer products can pass 100 %), and distance "
         "from the unfolded network in fp32:"
     )
-    lines = [title, *table(timings, batch_size, measured.ours, "image" if recipe.family == "dit" else "caption"), note]
+    lines = [title, *table(timings, batch_size, measured.ours, "image" if recipe.family == "dit" else "caption", device=device), note]
     lines += [f"    {name:50} {share:6.1%}   relative L2 {measured.parity[name]['relative_l2']:.1e}" for name, share in shares.items()]
     if measured.int8_rate is not None:
         gain = measured.int8_rate / rate

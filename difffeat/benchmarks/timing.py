@@ -200,6 +200,11 @@ def in_microseconds(timings: list[Timing], per: int, device: str = "cpu") -> boo
     return on_card(device) or min(timing.median for timing in timings) / per < 1e-3
 
 
+def written(seconds: float, small: bool) -> str:
+    """A time with its unit: in µs where it is `small`, see `in_microseconds`, else in seconds."""
+    return f"{seconds * 1e6:.1f} µs" if small else f"{seconds:.3f} s"
+
+
 def table(timings: list[Timing], per: int, ours: str, unit: str = "sample", *, device: str = "cpu") -> list[str]:
     """Aligned text: seconds per sample, quartiles, how much faster ours is; where `in_microseconds`, µs and samples a second."""
     faster, small = ratios(timings, ours), in_microseconds(timings, per, device)

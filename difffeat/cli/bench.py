@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from difffeat.cli.options import Json, Output
+from difffeat.cli.options import Device, EngineName, Json, Output
 from difffeat.cli.printing import emit, say
 
 app = typer.Typer(no_args_is_help=True, help="Measured claims: every speed figure comes from here.")
@@ -17,6 +17,7 @@ BenchWeights = Annotated[str | None, typer.Option(help="As for export; random fo
 BenchBatch = Annotated[int, typer.Option(help="Samples in a batch.")]
 Repeats = Annotated[int, typer.Option(help="Timed rounds; every round runs each candidate once.")]
 EqualThreads = Annotated[int, typer.Option(help="Threads, the same for every candidate.")]
+Dtype = Annotated[str, typer.Option(help="fp32, fp16 or bf16: the graph's precision, and eager's where it runs beside.")]
 
 
 @app.command("throughput")
@@ -57,6 +58,9 @@ def bench_grid(
     weights: BenchWeights = None,
     vae: Annotated[str | None, typer.Option(help="As for export.")] = None,
     blocks: Annotated[int | None, typer.Option(help="Blocks of the grid, from 1; default: up to the paper's relative depth.")] = None,
+    engine: EngineName = "ort",
+    device: Device = None,
+    dtype: Dtype = "fp32",
     batch_size: BenchBatch = 8,
     repeats: Repeats = 7,
     threads: EqualThreads = 2,
@@ -67,8 +71,9 @@ def bench_grid(
     from difffeat.benchmarks.grid import run_grid
 
     result = run_grid(
-        model, weights, vae=vae, blocks=blocks, batch_size=batch_size, repeats=repeats, threads=threads, output=output, say=say(as_json)
-    )
+        model, weights, vae=vae, blocks=blocks, batch_size=batch_size, repeats=repeats, threads=threads, output=output, say=say(as_json),
+        engine=engine, device=device, dtype=dtype,
+    )  # fmt: skip
     emit(result, as_json)
 
 
@@ -79,7 +84,10 @@ def bench_text(
     tokenizer: Annotated[str | None, typer.Option(help="As for export.")] = None,
     block: Annotated[int | None, typer.Option(help="Block to truncate at; default: the paper's relative depth.")] = None,
     captions: Annotated[int, typer.Option(help="How many captions, of 10 to 70 tokens.")] = 64,
-    int8: Annotated[bool, typer.Option("--int8", help="Also ours in int8.")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="Also ours in int8 (ONNX Runtime on the CPU).")] = False,
+    engine: EngineName = "ort",
+    device: Device = None,
+    dtype: Dtype = "fp32",
     batch_size: BenchBatch = 8,
     repeats: Repeats = 7,
     threads: EqualThreads = 2,
@@ -91,7 +99,7 @@ def bench_text(
 
     result = run_text(
         model, weights, tokenizer=tokenizer, block=block, captions=captions, batch_size=batch_size, repeats=repeats, threads=threads, int8=int8,
-        output=output, say=say(as_json),
+        output=output, say=say(as_json), engine=engine, device=device, dtype=dtype,
     )  # fmt: skip
     emit(result, as_json)
 
@@ -104,18 +112,21 @@ def bench_extract(
     block: Annotated[int | None, typer.Option(help="Block to truncate at; default: the paper's relative depth.")] = None,
     images: Annotated[int, typer.Option(help="How many JPEGs.")] = 256,
     num_workers: Annotated[int | None, typer.Option(help="Threads that decode; default: as for extract.")] = None,
+    engine: EngineName = "ort",
+    device: Device = None,
+    dtype: Dtype = "fp32",
     batch_size: BenchBatch = 8,
     repeats: Repeats = 5,
     threads: EqualThreads = 2,
     output: Output = None,
     as_json: Json = False,
 ) -> None:
-    """JPEG files to a finished store, against the bare engine on the same batches; time per stage."""
+    """JPEG files to a finished store, against the bare engine on the same batches, one by one and overlapped; time per stage."""
     from difffeat.benchmarks.extraction import run_extraction
 
     result = run_extraction(
         model, weights, vae=vae, block=block, images=images, batch_size=batch_size, repeats=repeats, threads=threads, num_workers=num_workers,
-        output=output, say=say(as_json),
+        output=output, say=say(as_json), engine=engine, device=device, dtype=dtype,
     )  # fmt: skip
     emit(result, as_json)
 

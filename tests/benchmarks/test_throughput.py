@@ -16,13 +16,13 @@ from difffeat.benchmarks import asking, throughput
 from difffeat.benchmarks.baselines import CHANNELS_LAST, COMPILED, HOOK, NAIVE, TRUNCATED, eager_candidates, naive_candidate
 from difffeat.benchmarks.ceiling import int8_rate, matrix_rate
 from difffeat.benchmarks.extraction import run_extraction
-from difffeat.benchmarks.grid import BOUND, GRID, run_grid
+from difffeat.benchmarks.grid import run_grid
 from difffeat.benchmarks.precision import run_precision
 from difffeat.benchmarks.storing import run_storing
-from difffeat.benchmarks.text import BUCKETED, PADDED, run_text
-from difffeat.benchmarks.text import INT8 as TEXT_INT8
-from difffeat.benchmarks.throughput import INT8, ORT, TORCH, random_feeds, run_throughput
-from difffeat.engines import open_engine
+from difffeat.benchmarks.text import run_text
+from difffeat.benchmarks.throughput import INT8, ORT, TORCH, TORCH_COMPILED, random_feeds, run_throughput
+from difffeat.benchmarks.timing import Timing
+from difffeat.engines import Artifact, open_engine
 from difffeat.engines.driver import Driver
 from difffeat.engines.parity import compare as parity
 from difffeat.errors import ConfigError, EngineError, ProviderMissing
@@ -60,24 +60,6 @@ def test_throughput_compares_side_by_side_at_equal_threads(model: str, start: st
     assert json.loads(file.read_text())["seconds"] == result["seconds"]
     assert file.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     assert any("1 threads" in line for line in said)
-
-
-def test_the_grid_is_held_against_its_bound(tmp_path: Path) -> None:
-    result = run_grid("dit-digits", None, vae=None, blocks=2, batch_size=2, repeats=2, threads=1, output=tmp_path / "grid.json", say=quiet)
-    assert set(result["seconds"]) == {GRID, BOUND}
-    assert result["cost_over_bound"] == pytest.approx(np.median(np.array(result["seconds"][GRID]) / np.array(result["seconds"][BOUND])))
-    assert "12 timesteps × 2 blocks = 24 taps" in result["text"]
-
-
-def test_captions_go_in_buckets_and_padded(tmp_path: Path) -> None:
-    file = tmp_path / "text.json"
-    result = run_text(
-        "plaid-digits", None, tokenizer=None, block=1, captions=9, batch_size=4, repeats=2, threads=1, int8=True, output=file, say=quiet
-    )
-    assert {PADDED, BUCKETED, TEXT_INT8, f"{HOOK}, padded", f"{TRUNCATED}, padded"} == set(result["seconds"])
-    assert result["length_percentiles"]["100"] == 64
-    assert result["length_percentiles"]["0"] >= 10
-    assert json.loads(file.read_text())["captions"] == 9
 
 
 def test_the_matrix_rates_are_those_of_products() -> None:
@@ -171,11 +153,35 @@ def test_the_other_benchmarks_refuse_what_is_not_for_them(call: Callable[[], Any
         call()
 
 
+@pytest.mark.parametrize("where", [run_grid, run_text, run_extraction])
+def test_an_engine_that_cannot_be_is_refused_before_anything_is_loaded(where: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f"{where.__module__}.load_backbone", lambda *_, **__: pytest.fail("loaded"))
+    own: dict[Any, dict[str, Any]] = {
+        run_grid: {"model": "dit-digits", "vae": None, "blocks": 1},
+        run_text: {"model": "plaid-digits", "tokenizer": None, "block": 1, "captions": 3, "int8": False},
+        run_extraction: {"model": "dit-digits", "vae": None, "block": 1, "images": 3, "num_workers": 1},
+    }
+    given = {"weights": None, "batch_size": 1, "repeats": 1, "threads": 1, "output": None, "say": quiet, **own[where]}
+    with pytest.raises(ConfigError, match=r"--engine rtx runs on GPUs only"):
+        where(**given, engine="rtx", device="cpu")
+    with pytest.raises(ConfigError, match=r"--dtype takes fp32, fp16, bf16; got 'int8'"):
+        where(**given, dtype="int8")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ProviderMissing, match=r"cuda:3 was asked for, but"):
+        where(**given, engine="torch", device="cuda:3")
+
+
 def test_names_may_have_blanks_around_their_commas() -> None:
     assert asking.names("torch, trt ,,rtx ") == ("torch", "trt", "rtx")
 
 
-def test_every_engine_is_opened_on_the_card_that_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def one_tap(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """A graph from latents with one tap, as the benchmark exports it."""
+    return export_named("from-latents", tmp_path_factory.mktemp("timed") / "one", blocks=(2,), timesteps=(30.0,)).artifact
+
+
+def test_every_engine_is_opened_on_the_card_that_was_asked_for(one_tap: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: dict[str, str] = {}
 
     def refuse(_: Any, engine: str, *, device: str, **__: Any) -> Any:
@@ -183,36 +189,83 @@ def test_every_engine_is_opened_on_the_card_that_was_asked_for(tmp_path: Path, m
         raise EngineError("not here")
 
     monkeypatch.setattr(throughput, "open_engine", refuse)
-    artifact = export_named("from-latents", tmp_path / "one", blocks=(2,), timesteps=(30.0,)).artifact
     on_gpu = dict.fromkeys(("ort", "torch", "trt", "rtx"), "cuda:1")
     for device, expected in (("cuda:1", on_gpu), ("cpu", {"ort": "cpu", "torch": "cpu", "trt": "cuda", "rtx": "cuda"})):
         how: dict[str, Any] = {"device": device, "threads": 1, "engines": ("torch", "trt", "rtx"), "compiled": False, "say": quiet}
         with ExitStack() as stack:
-            throughput.ours(artifact, random_feeds(artifact, 2), tmp_path, stack, **how)
+            throughput.ours(one_tap, random_feeds(one_tap, 2), tmp_path, stack, **how)
         assert opened == expected
+
+
+@pytest.mark.parametrize(("device", "compiled", "expected"), [
+    ("cpu", False, {TORCH: False}),
+    ("cpu", True, {TORCH: False, TORCH_COMPILED: True}),
+    ("cuda", False, {TORCH: False, TORCH_COMPILED: True}),
+])  # fmt: skip
+def test_ours_in_torch_is_eager_and_on_a_card_compiled_beside_it(
+    device: str, compiled: bool, expected: dict[str, bool], one_tap: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Left to itself the engine compiles on a card and not on a CPU: a row must say which it is."""
+    asked: list[Any] = []
+
+    class Engine(ExitStack):
+        def run(self, _: Any) -> dict[str, None]:
+            return {"b2": None}
+
+    def opened(_: Any, engine: str, *, options: Any, **__: Any) -> Any:
+        asked.append((engine, options))
+        return Engine()
+
+    monkeypatch.setattr(throughput, "open_engine", opened)
+    with ExitStack() as stack:
+        found, _ = throughput.ours(
+            one_tap, {}, tmp_path, stack, device=device, threads=1, engines=("torch",), compiled=compiled, say=quiet
+        )  # fmt: skip
+    assert [options.compile for engine, options in asked if engine == "torch"] == list(expected.values())
+    assert [name for name in found if name in (TORCH, TORCH_COMPILED)] == list(expected)
+
+
+def test_a_card_is_timed_as_a_card_and_said_in_microseconds(one_tap: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def compare(candidates: dict[str, Any], repeats: int, *, device: str) -> list[Timing]:
+        asked.append(device)
+        return [Timing(name, (0.002,) * repeats) for name in candidates]
+
+    eager, opened = throughput.eager_candidates, throughput.open_engine  # what stands for the card is this CPU
+    monkeypatch.setattr(throughput, "eager_candidates", lambda *given, **how: eager(*given, **{**how, "device": "cpu"}))
+    monkeypatch.setattr(throughput, "open_engine", lambda *given, **how: opened(*given, **{**how, "device": "cpu"}))
+    monkeypatch.setattr(throughput, "compare", compare)
+    monkeypatch.setattr(throughput, "matrix_rate", lambda threads, device, precision: asked.append(device) or 1e12)
+    result = throughput.time_artifact(Backbone("dit", dit_weights()), one_tap, batch_size=2, repeats=1, threads=1, device="cuda:1")
+    assert asked == ["cuda:1", "cuda:1"]
+    title, header, row, *_ = result["text"].splitlines()
+    assert "fp32 on cuda:1: microseconds per image from latents" in title
+    assert header.split()[0] == "µs/image"
+    assert row.split()[-6:] == ["1000.0", "[1000.0,", "1000.0]", "1000.0", "1.00", "x"]
 
 
 @pytest.fixture
 def tf32() -> Iterator[list[Any]]:
     """Switched on, as torch has it for convolutions; the switches, as they are now."""
-    switches: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
-    before = [switch.allow_tf32 for switch in switches]
+    switches: tuple[Any, ...] = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
+    before = [switch.fp32_precision for switch in switches]
     for switch in switches:
-        switch.allow_tf32 = True
+        switch.fp32_precision = "tf32"
     yield [*switches]
     for switch, value in zip(switches, before, strict=True):
-        switch.allow_tf32 = value
+        switch.fp32_precision = value
 
 
-def test_the_fp32_reference_is_computed_without_tf32(tf32: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fp32_reference_is_computed_without_tf32(tf32: list[Any], one_tap: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     found: list[Any] = []
 
     def reference(*_: Any, **__: Any) -> Any:
-        found.extend(switch.allow_tf32 for switch in tf32)
+        found.extend(switch.fp32_precision for switch in tf32)
         raise EngineError("enough")
 
     monkeypatch.setattr(throughput, "eager_candidates", reference)
-    artifact = export_named("from-latents", tmp_path / "one", blocks=(2,), timesteps=(30.0,)).artifact
     with pytest.raises(EngineError, match="enough"):
-        throughput.time_artifact(Backbone("dit", dit_weights()), artifact, batch_size=2, repeats=1, threads=1)
-    assert found == [False, False]
+        throughput.time_artifact(Backbone("dit", dit_weights()), one_tap, batch_size=2, repeats=1, threads=1)
+    assert found == ["ieee", "ieee"]
+    assert [switch.fp32_precision for switch in tf32] == ["tf32", "tf32"]
