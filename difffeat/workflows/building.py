@@ -7,11 +7,11 @@ import importlib.util
 import platform
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from difffeat.engines import Artifact
+from difffeat.engines import Artifact, rtx_cards
 from difffeat.engines.driver import Driver, probe_driver
-from difffeat.engines.tensorrt_build import PACKAGES, build_plan, longest_caption
+from difffeat.engines.tensorrt_build import AHEAD, PACKAGES, build_plan, longest_caption
 from difffeat.engines.tensorrt_engine import require_gpu
 from difffeat.engines.tensorrt_plans import Profile
 
@@ -24,10 +24,12 @@ LIBRARIES = (
 def run_build(path: Path, *, engine: str, profile: Profile, level: int | None, device: str | None = None, say: Callable[..., None]) -> dict[str, Any]:
     """Compile every graph of an artifact (autoencoder's and denoiser's beside it too); arguments as the command's options.
 
+    `device` None is the first GPU; TensorRT-RTX builds ahead of time where that is none of its own, and where `device` is `cpu`.
+
     Raises ConfigError, ProviderMissing, and what `build_plan` raises.
     """
     artifact = Artifact.open(path)
-    number = 0 if device is None else require_gpu(engine, device)
+    number = _device(engine, device)
     plans = {graph: build_plan(artifact, engine, profile, graph=graph, level=level, device=number, say=say) for graph in artifact.graphs}
     lines = []
     for graph, plan in plans.items():
@@ -35,13 +37,32 @@ def run_build(path: Path, *, engine: str, profile: Profile, level: int | None, d
         lines.append(f"{plan.path}: {graph} graph, {artifact.recipe.precision}, {plan.size / 1e6:.1f} MB, {how}")
     if (longest := longest_caption(artifact)) is not None and (profile.max_length or longest) < longest:
         lines.append(f"extract does not take it: its captions may have all {longest} tokens of the model. Leave out --max-length for extract")
-    if engine == "rtx" and probe_driver().problem is not None:
-        lines.append("built ahead of time, with no GPU to run it on: this proves that the graph compiles, neither its numbers nor its speed")
+    if any(plan.sidecar["device"] == AHEAD for plan in plans.values()):
+        lines.append(_ahead(probe_driver()))
     return {
         "artifact": str(artifact.path),
         "plans": {graph: {"path": str(p.path), "seconds": p.seconds, "reason": p.reason, **p.sidecar} for graph, p in plans.items()},
         "text": "\n".join(lines),
     }
+
+
+def _device(engine: str, device: str | None) -> int | Literal["ahead"] | None:
+    """What `build_plan` is asked for. `cpu` hides the GPUs from TensorRT-RTX: the plan is then for those of other machines."""
+    if device is None:
+        return None
+    return "ahead" if engine == "rtx" and device == "cpu" else require_gpu(engine, device)
+
+
+def _ahead(driver: Driver) -> str:
+    """What a plan is that was built for no GPU in particular, and whether the first one here runs it."""
+    portable = rtx_cards.listed(tuple(one for one in rtx_cards.CAPABILITIES if one != rtx_cards.TURING))
+    told = f"built ahead of time, for GPUs of compute capability {portable}: this proves that the graph compiles, neither its numbers nor its speed"
+    gpu = driver.gpu(0)
+    if gpu is None or rtx_cards.takes_ahead(gpu):
+        return told
+    if rtx_cards.supported(gpu):
+        return f"{told}. The GPU here ({gpu}) wants a plan of its own: --device cuda"
+    return f"{told}. TensorRT-RTX does not run on the GPU here ({gpu}): extract with --engine torch --device cuda"
 
 
 def run_doctor() -> dict[str, Any]:

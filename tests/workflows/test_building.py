@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import re
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,29 @@ def test_a_plan_for_shorter_captions_is_said_to_be_none_for_extraction(text: Pat
     whole = build(text)
     assert "extract does not take it" not in whole["text"]
     assert whole["plans"]["model"]["profile"]["max_length"] == 32
+
+
+@pytest.mark.parametrize(("name", "capability", "device", "said"), [
+    ("NVIDIA H100", (9, 0), None, r"TensorRT-RTX does not run on the GPU here \(NVIDIA H100, .* 9\.0\): extract with --engine torch --device cuda"),
+    ("NVIDIA T4", (7, 5), "cpu", r"The GPU here \(NVIDIA T4, .* 7\.5\) wants a plan of its own: --device cuda"),
+    ("NVIDIA RTX 4090", (8, 9), "cpu", r"neither its numbers nor its speed$"),
+])  # fmt: skip
+def test_a_plan_built_ahead_of_time_is_said_to_be_one(
+    name: str, capability: tuple[int, int], device: str | None, said: str, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = Driver((13, 0), (Gpu(name, capability, 24 << 30),), None)
+    install(monkeypatch, card.gpus, "rtx")
+    monkeypatch.setattr(building, "probe_driver", lambda: card)
+    result = build(text, engine="rtx", device=device)
+    assert result["plans"]["model"]["device"] == ["ahead of time", []]
+    assert re.search(rf"built ahead of time, for GPUs of compute capability 8\.0, 8\.6, 8\.9, 12\.0 and 12\.1: .*{said}", result["text"])
+
+
+def test_a_plan_for_the_gpu_here_is_not_said_to_be_built_ahead_of_time(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, (Gpu("NVIDIA RTX 4090", (8, 9), 24 << 30),), "rtx")
+    result = build(text, engine="rtx")
+    assert result["plans"]["model"]["device"] == ["NVIDIA RTX 4090", [8, 9]]
+    assert "ahead of time" not in result["text"]
 
 
 @pytest.mark.parametrize(
