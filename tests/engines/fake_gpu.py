@@ -241,7 +241,7 @@ class Timings:
 
 
 class Profile:
-    def set_shape(self, name: str, *shapes: Any) -> None: ...
+    def set_shape(self, name: str, low: Any, usual: Any, high: Any) -> None: ...
 
 
 class OnnxParser:
