@@ -22,7 +22,7 @@ from difffeat.engines.tensorrt_compile import compile_graph
 from difffeat.engines.tensorrt_plans import FOLDER, TIMING_CACHE, Plan, Profile, Say, TimingCache, existing, is_whole, last_seconds, one_build
 from difffeat.engines.tensorrt_plans import sealed as sealed_sidecar
 from difffeat.engines.tensorrt_plans import store as store_plan
-from difffeat.errors import ConfigError, MissingExtra, ProviderMissing
+from difffeat.errors import ConfigError, EngineError, MissingExtra, ProviderMissing
 from difffeat.recipe import digest
 
 FORMAT = "difffeat-plan/1"
@@ -31,6 +31,7 @@ PACKAGES = {"trt": ("tensorrt", "tensorrt"), "rtx": ("tensorrt_rtx", "rtx")}
 LEVELS = (0, 5)
 AHEAD: list[Any] = ["ahead of time", []]
 """What a sidecar names in place of a GPU, for a plan that was built for none in particular."""
+_AGAIN = "pip install --force-reinstall 'difffeat[{}]'"
 _NO_CAPTIONS = 128
 """Longest length in the profile of a graph that has no lengths."""
 
@@ -149,12 +150,16 @@ def longest_caption(artifact: Artifact) -> int | None:
 
 
 def import_builder(engine: str) -> Any:
-    """The TensorRT package of an engine, or MissingExtra."""
+    """The TensorRT package of an engine. Raises MissingExtra, and EngineError where it is there and cannot be loaded (a library of it is missing)."""
     name, extra = PACKAGES[engine]
     try:
         return importlib.import_module(name)
-    except ImportError:
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise EngineError(f"{name} is installed, and lacks {error.name}. Run: {_AGAIN.format(extra)}") from error
         raise MissingExtra(name, extra, f"The engine {engine!r}") from None
+    except (ImportError, OSError) as error:
+        raise EngineError(f"{name} is installed, and cannot be loaded: {error}. Run: {_AGAIN.format(extra)}") from error
 
 
 def _builder(engine: str) -> tuple[Any, Driver]:

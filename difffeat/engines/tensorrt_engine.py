@@ -21,7 +21,7 @@ from difffeat.engines.cuda import Cuda
 from difffeat.engines.driver import probe_driver
 from difffeat.engines.rtx_cards import require_supported
 from difffeat.engines.tensorrt_build import PACKAGES, import_builder
-from difffeat.engines.tensorrt_compile import make_logger, native_error
+from difffeat.engines.tensorrt_compile import make_logger, native_error, started
 from difffeat.engines.tensorrt_plans import Plan, Profile, read_plan
 from difffeat.errors import BadFeed, ConfigError, EngineError, OutOfMemory, ProviderMissing
 
@@ -56,7 +56,7 @@ class TensorRtEngine:
         self._turn, self.copy_seconds = 0, 0.0
         try:
             self._log = make_logger(trt)  # the runtime does not keep its logger alive
-            self._runtime: Any = trt.Runtime(self._log)
+            self._runtime: Any = started(trt.Runtime, self._log)
             self._engine: Any = self._runtime.deserialize_cuda_engine(content)
             if self._engine is None:
                 raise native_error(self._log, f"{self.name} cannot load {plan.path}", "Delete it; it is then built anew.")
@@ -158,6 +158,7 @@ class TensorRtEngine:
             stack.callback(self._forget)
             for slot in slots:
                 stack.callback(slot.close)
+            self._cuda.select()  # TensorRT wants what it made for a device to be given up while that is the current one
 
     def _release_after(self, error: BaseException) -> None:
         """The same where an error is on its way: what a broken device says when it is given up is noted on it."""

@@ -143,7 +143,11 @@ def _ort_cuda_problem(driver: Driver) -> str | None:
     import onnxruntime
 
     if onnxruntime_cuda.CUDA not in onnxruntime.get_available_providers():
-        return "this is the CPU build; for a GPU install difffeat[gpu] in place of difffeat[cpu]"
+        both = _version("onnxruntime") is not None and _version("onnxruntime-gpu") is not None
+        mixed = (
+            "onnxruntime and onnxruntime-gpu overwrite each other. Run: pip uninstall onnxruntime onnxruntime-gpu, then pip install 'difffeat[gpu]'"
+        )
+        return mixed if both else "this is the CPU build; for a GPU install difffeat[gpu] in place of difffeat[cpu]"
     if (why := onnxruntime_cuda.why_not(onnxruntime, onnxruntime_cuda.CUDA, driver)) is not None:
         return why
     return (

@@ -394,6 +394,25 @@ def test_a_plan_that_does_not_fit_the_device_is_out_of_memory_and_a_broken_one_i
     assert cuda.memory == before
 
 
+@pytest.mark.parametrize("part", ["Builder", "Runtime"])
+def test_a_tensorrt_that_does_not_start_is_told_in_its_words(
+    part: str, tmp_path: Path, device: tuple[Runtime, TensorRt], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuda, trt = device
+    before = cuda.memory
+
+    def refuse(log: Any) -> None:
+        log.log(trt.ILogger.Severity.WARNING, "CUDA initialization failure with error: 35.")
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    monkeypatch.setattr(trt, part, refuse)
+    with pytest.raises(
+        EngineError, match=r"TensorRT does not start here \(pybind11.*\): CUDA initialization failure with error: 35\..* NVIDIA driver"
+    ):
+        open_engine(copy_of("image", tmp_path), "trt", options=SMALL)
+    assert cuda.memory == before
+
+
 def test_a_batch_that_is_refused_is_told_in_tensorrts_words(
     tmp_path: Path, device: tuple[Runtime, TensorRt], monkeypatch: pytest.MonkeyPatch
 ) -> None:

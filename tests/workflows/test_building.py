@@ -149,6 +149,13 @@ def test_the_doctor_says_what_convolutions_lack_on_the_gpu(monkeypatch: pytest.M
         assert run_doctor()["engines"]["ort"].startswith(said)
 
 
+def test_two_onnx_runtimes_that_overwrite_each_other_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "1.31.1" if name == "onnxruntime-gpu" else real(name))
+    said = run_doctor()["engines"]["ort"]
+    assert said.endswith("overwrite each other. Run: pip uninstall onnxruntime onnxruntime-gpu, then pip install 'difffeat[gpu]'")
+
+
 def test_without_a_gpu_the_doctor_advises_for_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(building, "probe_driver", lambda: Driver(None, (), "there is no NVIDIA driver"))
     for units, taken in (((), "ort"), ((torch.bfloat16,), "torch")):
