@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from difffeat.errors import EngineError, MissingExtra, OutOfMemory
+from difffeat.errors import EngineError, MissingExtra, OutOfMemory, ProviderMissing
+
+_OLD_DRIVER = "There is no NVIDIA driver, or it is older than cuda-bindings: update it, or, for one of CUDA 12, pip install 'cuda-bindings<13'"
 
 
 class Cuda:
     """The runtime bound to one device. Whatever it allocates is freed by `close`.
 
-    Raises MissingExtra without the package; its methods raise OutOfMemory and EngineError.
+    Raises MissingExtra without the package; it and its methods raise ProviderMissing (no driver, or one older than the package), OutOfMemory and
+    EngineError.
     """
 
     def __init__(self, device: int, extra: str) -> None:
@@ -37,6 +41,8 @@ class Cuda:
             what = f"{name} failed on cuda:{self._device}: {self._text(status)}"
             if status == self._runtime.cudaError_t.cudaErrorMemoryAllocation:
                 raise OutOfMemory(f"{what}. Finished shards are kept; build a plan with a smaller --max-batch, or free the device.")
+            if status == self._runtime.cudaError_t.cudaErrorInsufficientDriver:
+                raise ProviderMissing(f"{what}. {_OLD_DRIVER}.")
             raise EngineError(f"{what}. Run difffeat doctor.")
         return results[0] if len(results) == 1 else tuple(results)
 
@@ -70,17 +76,29 @@ class Cuda:
         """Until everything in the stream is done."""
         self.call("cudaStreamSynchronize", stream)
 
-    def capture(self, stream: Any, enqueue: Any) -> Any:
-        """Record what `enqueue()` puts into the stream, without running it; an executable CUDA graph. Free it with `forget`."""
+    def capture(self, stream: Any, enqueue: Callable[[], None]) -> Any:
+        """Record what `enqueue()` puts into the stream, without running it; an executable CUDA graph. Free it with `forget`.
+
+        An error of `enqueue` is raised as it is: CUDA only says of it that the recording is spoilt.
+        """
         self.call("cudaStreamBeginCapture", stream, self._runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
         try:
             enqueue()
-        finally:
-            recorded = self.call("cudaStreamEndCapture", stream)
+        except BaseException as error:
+            self._abandon(stream, error)
+            raise
+        recorded = self.call("cudaStreamEndCapture", stream)
         try:
             return self.call("cudaGraphInstantiate", recorded, 0)
         finally:
             self.call("cudaGraphDestroy", recorded)
+
+    def _abandon(self, stream: Any, because: BaseException) -> None:
+        """End a recording that failed, so that the stream can be used and freed; what CUDA says to that is noted on the error."""
+        try:
+            self.call("cudaGraphDestroy", self.call("cudaStreamEndCapture", stream))
+        except EngineError as error:
+            because.add_note(str(error))
 
     def replay(self, graph: Any, stream: Any) -> None:
         """Run a captured graph in the stream's order."""
@@ -91,10 +109,16 @@ class Cuda:
         self.call("cudaGraphExecDestroy", graph)
 
     def close(self) -> None:
-        """Free everything, last first."""
+        """Free everything, last first; what cannot be freed does not keep the rest. Raises the first error."""
+        errors: list[EngineError] = []
         while self._frees:
             name, what = self._frees.pop()
-            self.call(name, what)
+            try:
+                self.call(name, what)
+            except EngineError as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
 
     def _text(self, status: Any) -> str:
         _, text = self._runtime.cudaGetErrorString(status)

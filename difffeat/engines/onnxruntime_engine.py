@@ -11,18 +11,18 @@ from typing import Any, Self
 
 import numpy as np
 
-from difffeat.engines import winograd
+from difffeat.engines import onnxruntime_cuda, winograd
 from difffeat.engines.artifact import Artifact, load_proto, read_specs
 from difffeat.engines.base import EngineOptions, Submitting, check_feeds
-from difffeat.engines.driver import gpu_identity
+from difffeat.engines.driver import gpu_identity, probe_driver
 from difffeat.errors import ConfigError, EngineError, MissingExtra, OutOfMemory, ProviderMissing
 
-_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": onnxruntime_cuda.CUDA}
 _EXACT = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
 """Of the CUDA provider: fp32 means fp32, and convolutions take the algorithm that a table names, not the one that was fastest in a trial just now."""
 _TF32 = "NVIDIA_TF32_OVERRIDE"
-_TENSORRT = "TensorrtExecutionProvider"
-_MEMORY_WORDS = ("failed to allocate", "out of memory", "bad_alloc", "bad allocation")
+_TENSORRT = onnxruntime_cuda.TENSORRT
+_MEMORY_WORDS = ("failed to allocate", "out of memory", "bad_alloc", "bad allocation", "status_alloc_failed")
 
 
 class OrtEngine(Submitting):
@@ -32,7 +32,8 @@ class OrtEngine(Submitting):
     of the options `tensorrt_provider`, which compiles inside ONNX Runtime (its build wants TensorRT 10) and keeps no plan on disk. It has no option
     against TF32: the process's NVIDIA_TF32_OVERRIDE is set to 0, which holds for all of NVIDIA's libraries in it.
 
-    Raises MissingExtra, ProviderMissing, ConfigError (NVIDIA_TF32_OVERRIDE asks for TF32), OutOfMemory, EngineError (the runtime refuses the graph).
+    Raises MissingExtra, ProviderMissing (no such GPU, or a driver or library that is missing or too old), ConfigError (NVIDIA_TF32_OVERRIDE asks for
+    TF32), OutOfMemory, EngineError (the runtime refuses the graph).
     """
 
     name = "ort"
@@ -54,6 +55,8 @@ class OrtEngine(Submitting):
             )
         if provider == _TENSORRT:
             forbid_tf32()
+        if provider != _PROVIDERS["cpu"] and (why := onnxruntime_cuda.why_not(runtime, provider, probe_driver(), int(settings["device_id"]))):
+            raise ProviderMissing(f"{provider} was asked for (device {device}), but {why}. Or pass --engine torch, or --device cpu.")
         self._runtime = runtime
         filters = winograd.rewrite(model, graph) if options.winograd and provider == _PROVIDERS["cpu"] else {}
         self._rewritten = bool(filters)
@@ -81,7 +84,8 @@ class OrtEngine(Submitting):
             settings.add_external_initializers(list(weights), [self._runtime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()])
             settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(graph.parent))
         try:
-            session = self._runtime.InferenceSession(source, settings, providers=[(provider, options), *behind])
+            providers = [(provider, options), *behind]
+            session = self._runtime.InferenceSession(source, settings, providers=providers, enable_fallback=0)  # else it prints, and hides the error
         except Exception as error:  # the runtime's exception classes share no base
             if self.precision == "bf16" and "NOT_IMPLEMENTED" in str(error):
                 raise EngineError(f"ONNX Runtime has no bf16 here ({error}). Pass --engine torch, or export with --dtype fp16.") from error
@@ -95,7 +99,7 @@ class OrtEngine(Submitting):
         if running[0] != provider:
             raise ProviderMissing(
                 f"{provider} was asked for, but the session runs on {running[0]}: the driver or a CUDA library is missing. "
-                "Run nvidia-smi, see the README on GPUs, or pass --device cpu."
+                "Run difffeat doctor, or pass --engine torch, or --device cpu."
             )
         return "cpu" if provider == _PROVIDERS["cpu"] else f"cuda:{options.get('device_id', '0')}"
 
@@ -171,6 +175,8 @@ def forbid_tf32() -> None:
 
 def _translated(error: Exception, what: str) -> EngineError:
     text = str(error)
+    if "cudnn is unavailable" in text.lower():
+        return ProviderMissing(f"{what}: {onnxruntime_cuda.CUDNN}, which convolutions need, cannot be loaded. Run: {onnxruntime_cuda.WHEELS}")
     if isinstance(error, MemoryError) or any(word in text.lower() for word in _MEMORY_WORDS):
         return OutOfMemory(
             f"{what}: out of memory. Finished shards are kept; run again with a smaller --batch-size and --overwrite, or on a larger device."

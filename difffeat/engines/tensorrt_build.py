@@ -11,8 +11,9 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from difffeat.engines import rtx_cards
 from difffeat.engines.artifact import Artifact, require_typed, resolve
 from difffeat.engines.cuda import Cuda
 from difffeat.engines.driver import Driver, Gpu, probe_driver
@@ -21,7 +22,7 @@ from difffeat.engines.tensorrt_compile import compile_graph
 from difffeat.engines.tensorrt_plans import FOLDER, TIMING_CACHE, Plan, Profile, Say, TimingCache, existing, is_whole, last_seconds, one_build
 from difffeat.engines.tensorrt_plans import sealed as sealed_sidecar
 from difffeat.engines.tensorrt_plans import store as store_plan
-from difffeat.errors import ConfigError, MissingExtra, ProviderMissing
+from difffeat.errors import ConfigError, EngineError, MissingExtra, ProviderMissing
 from difffeat.recipe import digest
 
 FORMAT = "difffeat-plan/1"
@@ -29,9 +30,8 @@ PACKAGES = {"trt": ("tensorrt", "tensorrt"), "rtx": ("tensorrt_rtx", "rtx")}
 """Engine -> (Python package, extra that installs it)."""
 LEVELS = (0, 5)
 AHEAD: list[Any] = ["ahead of time", []]
-"""What a sidecar names in place of a GPU, for a plan that was built without one."""
-_TURING = (7, 5)
-_PORTABLE = ((8, 0), (8, 6), (8, 9))
+"""What a sidecar names in place of a GPU, for a plan that was built for none in particular."""
+_AGAIN = "pip install --force-reinstall 'difffeat[{}]'"
 _NO_CAPTIONS = 128
 """Longest length in the profile of a graph that has no lengths."""
 
@@ -43,26 +43,28 @@ def build_plan(
     *,
     graph: str = "model",
     level: int | None = None,
-    device: int = 0,
+    device: int | Literal["ahead"] | None = None,
     say: Say = lambda _: None,
 ) -> Plan:
     """Compile a graph of an artifact, unless a sealed plan of the same graph, builder, profile and device is there.
 
     **Arguments:** `engine` `trt` (needs a GPU: plans are tuned on it) or `rtx` (builds on any machine); `level` the builder's optimisation level,
-    0..5; `device` number of the GPU, where there is one.
+    0..5; `device` number of the GPU, or `ahead` (rtx) for a plan that is for no GPU in particular. None: the first GPU; rtx builds ahead of time
+    where there is none, or one that it does not run on, since such a plan is still good for the GPUs of other machines.
 
-    Raises MissingExtra, ProviderMissing (no GPU, or none of that number), ConfigError (int8, a level that there is not, no key to seal with),
-    OutOfMemory, EngineError (the builder refuses the graph), GraphError.
+    Raises MissingExtra, ProviderMissing (no GPU, none of that number, or one that rtx does not run on), ConfigError (int8, a level that there is
+    not, `ahead` for trt, no key to seal with), OutOfMemory, EngineError (the builder refuses the graph), GraphError.
     """
     opened, path = resolve(artifact, graph)
     require_typed(opened)
     if level is not None and not LEVELS[0] <= level <= LEVELS[1]:
         raise ConfigError(f"the builder's level lies in {LEVELS[0]}..{LEVELS[1]}, got {level}; leave it out for the builder's own.")
     builder, driver = _builder(engine)
-    _require_device(engine, driver, device)
+    number = _target(engine, driver, device)
+    gpu = None if number is None else driver.gpus[number]
     require_key()  # ahead of minutes of work that could then not be sealed
     shape = _fitted(profile or Profile(), opened)
-    made_from = {**_made_from(opened, engine, builder, driver, device, graph), "profile": asdict(shape), "level": level}
+    made_from = {**_made_from(opened, engine, builder, gpu, graph), "profile": asdict(shape), "level": level}
     target = opened.path / FOLDER / f"{digest(made_from)[:16]}.plan"
     if (found := existing(target, made_from)[0]) is not None:  # also where the folder may only be read
         return Plan(target, found, None, "")
@@ -73,22 +75,22 @@ def build_plan(
             return Plan(target, found, None, "")
         say(f"building {target.name} ({engine} {made_from['version']}): {reason}")
         started = time.perf_counter()
-        content = _compiled(builder, driver, path, shape, made_from, device, target.parent, say)
+        content = _compiled(builder, path, shape, made_from, gpu, number or 0, target.parent, say)
         seconds = time.perf_counter() - started
         return Plan(target, store_plan(target, content, {**made_from, "seconds": round(seconds, 1)}), seconds, reason)
 
 
 def _compiled(
-    builder: Any, driver: Driver, path: Path, shape: Profile, made_from: Mapping[str, Any], device: int, folder: Path, say: Say
+    builder: Any, path: Path, shape: Profile, made_from: Mapping[str, Any], gpu: Gpu | None, device: int, folder: Path, say: Say
 ) -> memoryview:
     """The plan's bytes, built on the device where that is not the first, with the kernel timings that lie in the folder."""
     engine, level = made_from["engine"], made_from["level"]
     timings = TimingCache(folder / TIMING_CACHE, {"version": made_from["version"], "device": made_from["device"]}, engine == "trt")
     like = {name: value for name, value in made_from.items() if name not in ("profile", "level")}
-    cuda = Cuda(device, PACKAGES[engine][1]) if device else None
+    cuda, only = Cuda(device, PACKAGES[engine][1]) if device else None, rtx_cards.built_for(gpu) if engine == "rtx" else None
     try:
         return compile_graph(
-            builder, path, shape.shapes, timings, level=level, capability=_only(engine, _gpu(driver, device)), last=last_seconds(folder, like),
+            builder, path, shape.shapes, timings, level=level, capability=only, last=last_seconds(folder, like),
             select=(lambda: None) if cuda is None else cuda.select, say=say,
         )  # fmt: skip
     finally:
@@ -105,8 +107,9 @@ def find_plan(
     is `wanted` is taken, else always the same one.
     """
     builder, driver = _builder(engine)
-    made_from = _made_from(artifact, engine, builder, driver, device, graph)
-    ahead = {**made_from, "device": AHEAD} if engine == "rtx" and _takes_ahead(_gpu(driver, device)) else made_from
+    gpu = driver.gpu(device)
+    made_from = _made_from(artifact, engine, builder, gpu, graph)
+    ahead = {**made_from, "device": AHEAD} if engine == "rtx" and gpu is not None and rtx_cards.takes_ahead(gpu) else made_from
     found: list[Plan] = []
     for beside in sorted((artifact.path / FOLDER).glob("*.json")):
         stored, _ = sealed_sidecar(beside)
@@ -147,12 +150,16 @@ def longest_caption(artifact: Artifact) -> int | None:
 
 
 def import_builder(engine: str) -> Any:
-    """The TensorRT package of an engine, or MissingExtra."""
+    """The TensorRT package of an engine. Raises MissingExtra, and EngineError where it is there and cannot be loaded (a library of it is missing)."""
     name, extra = PACKAGES[engine]
     try:
         return importlib.import_module(name)
-    except ImportError:
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise EngineError(f"{name} is installed, and lacks {error.name}. Run: {_AGAIN.format(extra)}") from error
         raise MissingExtra(name, extra, f"The engine {engine!r}") from None
+    except (ImportError, OSError) as error:
+        raise EngineError(f"{name} is installed, and cannot be loaded: {error}. Run: {_AGAIN.format(extra)}") from error
 
 
 def _builder(engine: str) -> tuple[Any, Driver]:
@@ -161,13 +168,24 @@ def _builder(engine: str) -> tuple[Any, Driver]:
     return import_builder(engine), probe_driver()
 
 
-def _require_device(engine: str, driver: Driver, device: int) -> None:
+def _target(engine: str, driver: Driver, device: int | Literal["ahead"] | None) -> int | None:
+    """Number of the GPU that a plan is for; None for a plan that is for none in particular."""
+    if device == "ahead":
+        if engine != "rtx":
+            raise ConfigError("only TensorRT-RTX builds ahead of time: TensorRT tunes a plan on the GPU it is for. Name a GPU, or pass --engine rtx.")
+        return None
     if engine == "trt" and driver.problem is not None:
         raise ProviderMissing(
             f"TensorRT tunes a plan on the GPU it is for, and {driver.problem}. Build on the machine that will run it, or --engine rtx."
         )
-    if device and device >= len(driver.gpus):
+    if device is None:
+        first = driver.gpu(0)
+        return 0 if engine == "trt" or (first is not None and rtx_cards.supported(first)) else None
+    if (gpu := driver.gpu(device)) is None:
         raise ProviderMissing(f"cuda:{device} was asked for, but the driver lists {len(driver.gpus)} GPUs. Run difffeat doctor.")
+    if engine == "rtx":
+        rtx_cards.require_supported(gpu, f"cuda:{device}")
+    return device
 
 
 def _fitted(profile: Profile, artifact: Artifact) -> Profile:
@@ -179,23 +197,8 @@ def _fitted(profile: Profile, artifact: Artifact) -> Profile:
     return replace(profile, min_length=min(profile.min_length, most), opt_length=min(profile.opt_length, most), max_length=most)
 
 
-def _gpu(driver: Driver, device: int) -> Gpu | None:
-    return driver.gpus[device] if device < len(driver.gpus) else None
-
-
-def _takes_ahead(gpu: Gpu | None) -> bool:
-    """Whether a GPU runs plans that TensorRT-RTX builds where there is none: by its documents those of compute capability 8.0, 8.6, 8.9 and 12."""
-    return gpu is not None and (gpu.capability in _PORTABLE or gpu.capability[0] == 12)
-
-
-def _only(engine: str, gpu: Gpu | None) -> tuple[int, int] | None:
-    """The compute capability that TensorRT-RTX must be told: its plans leave out 7.5 unless they are built for it alone."""
-    return _TURING if engine == "rtx" and gpu is not None and gpu.capability == _TURING else None
-
-
-def _made_from(artifact: Artifact, engine: str, builder: Any, driver: Driver, device: int, graph: str) -> Mapping[str, Any]:
+def _made_from(artifact: Artifact, engine: str, builder: Any, gpu: Gpu | None, graph: str) -> Mapping[str, Any]:
     """Everything that a plan's bytes depend on, besides profile and level."""
-    gpu = _gpu(driver, device)
     return {
         "format": FORMAT,
         "engine": engine,

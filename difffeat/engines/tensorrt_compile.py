@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
@@ -125,7 +126,7 @@ def _built(
     progress: Progress,
 ) -> memoryview:
     log = make_logger(trt)
-    builder = trt.Builder(log)
+    builder = started(trt.Builder, log)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log)
     if not parser.parse_from_file(str(path)):
@@ -184,16 +185,27 @@ def make_logger(trt: Any) -> Any:
     class Log(trt.ILogger):
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
-            self.kept: list[str] = []
+            self.kept: deque[str] = deque(maxlen=3)
+            self.warned: deque[str] = deque(maxlen=3)
 
         def log(self, severity: Any, message: str) -> None:
             if severity in (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR):
                 self.kept.append(message)
+            elif severity == trt.ILogger.Severity.WARNING:
+                self.warned.append(message)
 
         def told(self) -> str:
-            return "; ".join(self.kept[-3:]) or "it does not say why"
+            return "; ".join(self.kept or self.warned) or "it does not say why"
 
     return Log()
+
+
+def started(make: Callable[[Any], Result], log: Any) -> Result:
+    """A builder or a runtime. Raises EngineError where TensorRT cannot use the GPU (a driver older than it, say): it then warns, and gives none."""
+    try:
+        return make(log)
+    except TypeError as error:  # pybind11's word for a factory that returned nothing
+        raise native_error(log, f"TensorRT does not start here ({error})", "Update the NVIDIA driver, and run difffeat doctor.") from error
 
 
 def native_error(log: Any, what: str, advice: str) -> EngineError:

@@ -19,8 +19,9 @@ from difffeat.engines.artifact import Artifact, load_proto, read_specs, resolve
 from difffeat.engines.base import Pending, TensorSpec, check_feeds
 from difffeat.engines.cuda import Cuda
 from difffeat.engines.driver import probe_driver
+from difffeat.engines.rtx_cards import require_supported
 from difffeat.engines.tensorrt_build import PACKAGES, import_builder
-from difffeat.engines.tensorrt_compile import make_logger, native_error
+from difffeat.engines.tensorrt_compile import make_logger, native_error, started
 from difffeat.engines.tensorrt_plans import Plan, Profile, read_plan
 from difffeat.errors import BadFeed, ConfigError, EngineError, OutOfMemory, ProviderMissing
 
@@ -57,21 +58,23 @@ class TensorRtEngine:
         self._turn, self.copy_seconds = 0, 0.0
         try:
             self._log = make_logger(trt)  # the runtime does not keep its logger alive
-            self._runtime: Any = trt.Runtime(self._log)
+            self._runtime: Any = started(trt.Runtime, self._log)
             self._engine: Any = self._runtime.deserialize_cuda_engine(content)
             if self._engine is None:
                 raise native_error(self._log, f"{self.name} cannot load {plan.path}", "Delete it; it is then built anew.")
             self._check_names(plan)
             self._slots = [self._slot(trt, cuda_graphs) for _ in range(slots)]
-        except BaseException:
-            self._release()
+        except BaseException as error:
+            self._release_after(error)
             raise
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._engine is not None:
+        if self._engine is not None and error is not None:
+            self._release_after(error)
+        elif self._engine is not None:
             self._release()
 
     def run(self, feeds: Feeds) -> dict[str, np.ndarray]:
@@ -154,12 +157,24 @@ class TensorRtEngine:
             )
 
     def _release(self) -> None:
-        """Slots first: their contexts use the engine's memory."""
-        for slot in self._slots:
-            slot.close()
-        self._slots = []
+        """Slots first: their contexts use the engine's memory. Everything is given up even where the device no longer answers."""
+        slots, self._slots = self._slots, []
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._cuda.close)
+            stack.callback(self._forget)
+            for slot in slots:
+                stack.callback(slot.close)
+            self._cuda.select()  # TensorRT wants what it made for a device to be given up while that is the current one
+
+    def _release_after(self, error: BaseException) -> None:
+        """The same where an error is on its way: what a broken device says when it is given up is noted on it."""
+        try:
+            self._release()
+        except EngineError as second:
+            error.add_note(str(second))
+
+    def _forget(self) -> None:
         self._engine = self._runtime = None
-        self._cuda.close()
 
 
 class _Slot:
@@ -208,10 +223,13 @@ class _Slot:
         return self._pending
 
     def close(self) -> None:
-        self._cuda.wait(self._stream)
-        for context in self._own.values():
-            context.close()
-        self._own, self._main, self._make = {}, None, None
+        own = list(self._own.values())
+        try:
+            self._cuda.wait(self._stream)
+            for context in own:
+                context.close()
+        finally:
+            self._own, self._main, self._make = {}, None, None
 
     def _finish(self, wanted: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
         self._cuda.wait(self._stream)
@@ -299,15 +317,19 @@ class _Buffer:
 
 
 def require_gpu(engine: str, device: str) -> int:
-    """The device's number. Raises ProviderMissing where the driver has no such GPU, before anything of TensorRT is touched: that could crash."""
+    """The device's number. Raises ConfigError (no name of a GPU), and ProviderMissing where the driver has no such GPU, or one that the engine does
+    not run on, before anything of TensorRT is touched: that could crash, and a plan would be built for nothing.
+    """
     kind, _, number = device.partition(":")
     if kind != "cuda" or (number and not number.isdigit()):
         raise ConfigError(f"engine {engine} runs on cuda or cuda:<n>, got {device!r}")
     driver = probe_driver()
     if driver.problem is not None:
         raise ProviderMissing(f"engine {engine} needs an NVIDIA GPU, and {driver.problem}. Use --engine ort, or run difffeat doctor.")
-    if int(number or 0) >= len(driver.gpus):
+    if (gpu := driver.gpu(int(number or 0))) is None:
         raise ProviderMissing(f"{device} was asked for, but the driver lists {len(driver.gpus)} GPUs. Run difffeat doctor.")
+    if engine == "rtx":
+        require_supported(gpu, device)
     return int(number or 0)
 
 

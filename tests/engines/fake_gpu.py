@@ -26,7 +26,9 @@ GPUS = (Gpu("Fake 9000", (9, 0), 80 << 30), Gpu("Fake 9000", (9, 0), 80 << 30))
 class Status(IntEnum):
     cudaSuccess = 0
     cudaErrorMemoryAllocation = 2
+    cudaErrorInsufficientDriver = 35
     cudaErrorIllegalAddress = 700
+    cudaErrorStreamCaptureInvalidated = 901
 
 
 class Kind(IntEnum):
@@ -239,7 +241,7 @@ class Timings:
 
 
 class Profile:
-    def set_shape(self, name: str, *shapes: Any) -> None: ...
+    def set_shape(self, name: str, low: Any, usual: Any, high: Any) -> None: ...
 
 
 class OnnxParser:

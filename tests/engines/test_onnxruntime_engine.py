@@ -8,9 +8,10 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from difffeat.engines import EngineOptions, open_engine
+from difffeat.engines import EngineOptions, onnxruntime_cuda, onnxruntime_engine, open_engine
+from difffeat.engines.driver import Driver
 from difffeat.engines.onnxruntime_engine import OrtEngine
-from difffeat.errors import ConfigError, EngineError, ProviderMissing
+from difffeat.errors import ConfigError, EngineError, OutOfMemory, ProviderMissing
 from tests.artifacts import copy_of, exported, feeds
 from tests.engines.test_engines import opened
 
@@ -20,7 +21,8 @@ class Session:
 
     opened: ClassVar[list[Any]] = []
 
-    def __init__(self, source: object, settings: Any, providers: list[Any]) -> None:
+    def __init__(self, source: object, settings: Any, providers: list[Any], enable_fallback: int) -> None:
+        assert not enable_fallback  # it prints
         self._providers = providers
         Session.opened.append((settings, providers))
 
@@ -33,10 +35,12 @@ class Session:
 def sessions(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     import onnxruntime
 
+    exported("text")  # by the real runtime
     monkeypatch.setattr(
         onnxruntime, "get_available_providers", lambda: ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
     )
     monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    monkeypatch.setattr(onnxruntime_cuda, "why_not", lambda *_: None)
     monkeypatch.setattr(Session, "opened", [])
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")  # so that it is put back as it was
     monkeypatch.delenv("NVIDIA_TF32_OVERRIDE")
@@ -91,10 +95,40 @@ def test_a_runtime_that_falls_back_to_another_provider_is_caught(monkeypatch: py
 
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
     monkeypatch.setattr(onnxruntime, "InferenceSession", Fallen)
+    monkeypatch.setattr(onnxruntime_cuda, "why_not", lambda *_: None)
     with pytest.raises(
         ProviderMissing, match="CUDAExecutionProvider was asked for, but the session runs on CPUExecutionProvider: the driver or a CUDA library"
     ):
         opened("text", "ort", device="cuda")
+
+
+def test_a_gpu_that_the_runtime_cannot_use_is_told_before_a_session_is_opened(sessions: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    driver = Driver((13, 0), (), None)
+    monkeypatch.setattr(onnxruntime_engine, "probe_driver", lambda: driver)
+    monkeypatch.setattr(onnxruntime_cuda, "why_not", lambda _, *rest: asked.append(rest) or "libcublasLt.so.13 cannot be loaded. Run: pip install x")
+    with pytest.raises(
+        ProviderMissing,
+        match=r"CUDAExecutionProvider was asked for \(device cuda:1\), but libcublasLt\.so\.13 cannot be loaded\. Run: pip install x\. "
+        r"Or pass --engine torch, or --device cpu\.$",
+    ):
+        opened("text", "ort", device="cuda:1")
+    assert (asked, sessions) == ([("CUDAExecutionProvider", driver, 1)], [])
+
+
+@pytest.mark.parametrize(("words", "error", "said"), [
+    ("cuDNN is unavailable or disabled for CUDA Execution Provider: x", ProviderMissing, r"libcudnn\.so\.9, .* pip install 'onnxruntime-gpu\["),
+    ("CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED", OutOfMemory, r"out of memory.*smaller --batch-size"),
+])  # fmt: skip
+def test_what_a_gpu_lacks_in_the_middle_of_a_run_is_told(words: str, error: type[EngineError], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken:
+        def run(self, *_: object) -> None:
+            raise RuntimeError(words)
+
+    with opened("text") as running:
+        monkeypatch.setattr(running, "_session", Broken())
+        with pytest.raises(error, match=rf"ONNX Runtime failed: {said}"):
+            running.run(feeds(exported("text")))
 
 
 def test_other_failures_keep_the_words_of_the_runtime(monkeypatch: pytest.MonkeyPatch) -> None:

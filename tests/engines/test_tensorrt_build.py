@@ -180,6 +180,19 @@ def test_a_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> N
         build_plan(exported("text"), "trt", SMALL)
 
 
+@pytest.mark.parametrize(("text", "said"), [
+    ("import library_of_it", r"tensorrt is installed, and lacks library_of_it\. Run: pip install --force-reinstall 'difffeat\[tensorrt\]'"),
+    ("raise ImportError('libnvinfer.so.11: no such file')", r"tensorrt is installed, and cannot be loaded: libnvinfer\.so\.11: no such file\. "),
+    ("raise OSError('libcudart.so.13: no such file')", r"tensorrt is installed, and cannot be loaded: libcudart\.so\.13: no such file\. "),
+])  # fmt: skip
+def test_a_package_that_cannot_be_loaded_is_not_said_to_be_missing(text: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tensorrt.py").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
+    with pytest.raises(EngineError, match=said):
+        tensorrt_build.import_builder("trt")
+
+
 @pytest.mark.parametrize("changes", [{"min_batch": 0}, {"opt_batch": 100}, {"max_length": 0}])
 def test_a_profile_out_of_order_is_refused(changes: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match=r"a profile needs 1 <= min <= opt <= max for its (batch|length), got"):

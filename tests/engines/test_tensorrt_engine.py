@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from difffeat.engines import Artifact, Engine, EngineOptions, open_engine, tensorrt_compile, tensorrt_engine
-from difffeat.engines.driver import Gpu, probe_driver
+from difffeat.engines import Artifact, Engine, EngineOptions, open_engine, rtx_cards, tensorrt_build, tensorrt_compile, tensorrt_engine
+from difffeat.engines.cuda import Cuda
+from difffeat.engines.driver import Driver, Gpu, probe_driver
 from difffeat.engines.seal import seal
 from difffeat.engines.tensorrt_build import build_plan, find_plan
 from difffeat.engines.tensorrt_compile import make_logger
@@ -158,6 +159,50 @@ def test_a_device_without_room_is_out_of_memory_and_nothing_is_left(tmp_path: Pa
     assert cuda.memory == 1 << 30
 
 
+def test_a_device_that_no_longer_answers_keeps_the_first_error_and_is_given_up(tmp_path: Path, device: tuple[Runtime, TensorRt]) -> None:
+    cuda, _ = device
+    artifact = Artifact.open(copy_of("image", tmp_path))
+    engine = open_engine(artifact, "trt", options=SMALL)
+    for name in ("cudaMemcpyAsync", "cudaStreamSynchronize", "cudaStreamDestroy", "cudaFree", "cudaFreeHost"):
+        cuda.fail[name] = Status.cudaErrorIllegalAddress
+    with pytest.raises(EngineError, match=r"^cudaMemcpyAsync failed") as told, engine:
+        engine.run(feeds(artifact))
+    assert [note.partition(" ")[0] for note in told.value.__notes__] == ["cudaFreeHost"]
+    assert cuda.blocks == {}
+    with pytest.raises(EngineError, match="this engine is closed"):
+        engine.run(feeds(artifact))
+
+
+def test_a_closing_that_fails_is_told_and_frees_the_rest(tmp_path: Path, device: tuple[Runtime, TensorRt]) -> None:
+    cuda, _ = device
+    with (
+        pytest.raises(EngineError, match=r"cudaFreeHost failed on cuda:0: cudaErrorIllegalAddress"),
+        open_engine(copy_of("image", tmp_path), "trt", options=SMALL),
+    ):
+        cuda.fail["cudaFreeHost"] = Status.cudaErrorIllegalAddress
+    assert cuda.blocks == {}
+
+
+def test_what_spoils_a_recording_is_told_and_not_the_recording(tmp_path: Path, device: tuple[Runtime, TensorRt]) -> None:
+    cuda, _ = device
+    driver = Cuda(0, "tensorrt")
+    stream = driver.stream()
+
+    def refused() -> None:
+        cuda.fail["cudaStreamEndCapture"] = Status.cudaErrorStreamCaptureInvalidated
+        raise EngineError("TensorRT refused the batch")
+
+    with pytest.raises(EngineError, match=r"^TensorRT refused the batch") as told:
+        driver.capture(stream, refused)
+    assert told.value.__notes__ == ["cudaStreamEndCapture failed on cuda:0: cudaErrorStreamCaptureInvalidated. Run difffeat doctor."]
+    cuda.fail.clear()
+    with pytest.raises(KeyError):
+        driver.capture(stream, lambda: dict[str, None]()["x"])
+    assert cuda.log.count("cudaGraphDestroy") == 1
+    assert cuda.capturing == {}
+    driver.close()
+
+
 def test_a_failing_copy_is_an_engine_error(tmp_path: Path, device: tuple[Runtime, TensorRt]) -> None:
     cuda, _ = device
     artifact = Artifact.open(copy_of("image", tmp_path))
@@ -260,7 +305,7 @@ def test_the_bindings_of_rtx_have_what_is_set_in_them() -> None:
     assert config.set_compute_capability(trt.ComputeCapability.SM75, 0)
 
 
-@pytest.mark.parametrize(("capability", "taken"), [((8, 0), True), ((8, 9), True), ((12, 1), True), ((7, 5), False), ((9, 0), False)])
+@pytest.mark.parametrize(("capability", "taken"), [((8, 0), True), ((8, 9), True), ((12, 1), True), ((7, 5), False)])
 def test_a_plan_built_ahead_of_time_runs_on_the_gpus_that_rtx_lists(
     capability: tuple[int, int], taken: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, graphs: None
 ) -> None:
@@ -278,6 +323,39 @@ def test_a_plan_built_ahead_of_time_runs_on_the_gpus_that_rtx_lists(
     found = find_plan(artifact, "rtx", 4)
     assert found is not None
     assert (found.path == own.path) is taken
+
+
+@pytest.mark.parametrize("capability", [(7, 0), (8, 7), (9, 0), (10, 0)])
+def test_rtx_refuses_a_gpu_that_it_does_not_run_on_and_builds_nothing_for_it(
+    capability: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, graphs: None
+) -> None:
+    folder, name = copy_of("image", tmp_path), f"{capability[0]}.{capability[1]}"
+    _, trt = install(monkeypatch, (Gpu("NVIDIA H100 80GB HBM3", capability, 80 << 30),), "rtx")
+    said = rf"TensorRT-RTX does not run on cuda:0 \(NVIDIA H100 80GB HBM3, compute capability {name}\): .* 7\.5, 8\.0, 8\.6, 8\.9, 12\.0 and 12\.1\. "
+    with pytest.raises(ProviderMissing, match=said + r"Use --engine torch --device cuda:0, or --engine trt"):
+        open_engine(folder, "rtx", device="cuda:0", options=SMALL)
+    with pytest.raises(ProviderMissing, match=said):
+        build_plan(folder, "rtx", Profile(opt_batch=2, max_batch=2), device=0)
+    assert trt.built == 0
+    ahead = build_plan(folder, "rtx", Profile(opt_batch=2, max_batch=2))
+    assert ahead.sidecar["device"] == ["ahead of time", []]
+    assert find_plan(Artifact.open(folder), "rtx", 2) is None
+
+
+def test_a_plan_for_other_machines_is_built_on_one_whose_gpu_rtx_runs_on(tmp_path: Path, rtx: TensorRt) -> None:
+    folder = copy_of("image", tmp_path)
+    own = build_plan(folder, "rtx", Profile(opt_batch=2, max_batch=2))
+    ahead = build_plan(folder, "rtx", Profile(opt_batch=2, max_batch=2), device="ahead")
+    assert own.sidecar["device"] == ["NVIDIA RTX 4090", [8, 9]]
+    assert ahead.sidecar["device"] == ["ahead of time", []]
+    with pytest.raises(ConfigError, match=r"only TensorRT-RTX builds ahead of time: .* Name a GPU, or pass --engine rtx\."):
+        tensorrt_build._target("trt", Driver((13, 0), (), None), "ahead")
+
+
+def test_the_table_of_rtx_gpus_is_that_of_its_builder() -> None:
+    trt = pytest.importorskip("tensorrt_rtx", reason="pip install 'difffeat[rtx]'")
+    named = {name for name in trt.ComputeCapability.__members__ if name.startswith("SM")}
+    assert named == {f"SM{major}{minor}" for major, minor in rtx_cards.CAPABILITIES}
 
 
 def test_native_plans_built_elsewhere_are_not_taken(tmp_path: Path, device: Any) -> None:
@@ -313,6 +391,25 @@ def test_a_plan_that_does_not_fit_the_device_is_out_of_memory_and_a_broken_one_i
     trt.complaint = "Error Code 6: serialized with another version"
     with pytest.raises(EngineError, match=r"another version\. Delete it; it is then built anew"):
         open_engine(artifact, "trt", options=SMALL)
+    assert cuda.memory == before
+
+
+@pytest.mark.parametrize("part", ["Builder", "Runtime"])
+def test_a_tensorrt_that_does_not_start_is_told_in_its_words(
+    part: str, tmp_path: Path, device: tuple[Runtime, TensorRt], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuda, trt = device
+    before = cuda.memory
+
+    def refuse(log: Any) -> None:
+        log.log(trt.ILogger.Severity.WARNING, "CUDA initialization failure with error: 35.")
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    monkeypatch.setattr(trt, part, refuse)
+    with pytest.raises(
+        EngineError, match=r"TensorRT does not start here \(pybind11.*\): CUDA initialization failure with error: 35\..* NVIDIA driver"
+    ):
+        open_engine(copy_of("image", tmp_path), "trt", options=SMALL)
     assert cuda.memory == before
 
 

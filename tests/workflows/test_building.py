@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from difffeat.engines import onnxruntime_cuda
 from difffeat.engines.driver import Driver, Gpu
 from difffeat.engines.tensorrt_plans import Profile
 from difffeat.errors import ConfigError, ProviderMissing
@@ -51,6 +54,29 @@ def test_a_plan_for_shorter_captions_is_said_to_be_none_for_extraction(text: Pat
     assert whole["plans"]["model"]["profile"]["max_length"] == 32
 
 
+@pytest.mark.parametrize(("name", "capability", "device", "said"), [
+    ("NVIDIA H100", (9, 0), None, r"TensorRT-RTX does not run on the GPU here \(NVIDIA H100, .* 9\.0\): extract with --engine torch --device cuda"),
+    ("NVIDIA T4", (7, 5), "cpu", r"The GPU here \(NVIDIA T4, .* 7\.5\) wants a plan of its own: --device cuda"),
+    ("NVIDIA RTX 4090", (8, 9), "cpu", r"neither its numbers nor its speed$"),
+])  # fmt: skip
+def test_a_plan_built_ahead_of_time_is_said_to_be_one(
+    name: str, capability: tuple[int, int], device: str | None, said: str, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = Driver((13, 0), (Gpu(name, capability, 24 << 30),), None)
+    install(monkeypatch, card.gpus, "rtx")
+    monkeypatch.setattr(building, "probe_driver", lambda: card)
+    result = build(text, engine="rtx", device=device)
+    assert result["plans"]["model"]["device"] == ["ahead of time", []]
+    assert re.search(rf"built ahead of time, for GPUs of compute capability 8\.0, 8\.6, 8\.9, 12\.0 and 12\.1: .*{said}", result["text"])
+
+
+def test_a_plan_for_the_gpu_here_is_not_said_to_be_built_ahead_of_time(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, (Gpu("NVIDIA RTX 4090", (8, 9), 24 << 30),), "rtx")
+    result = build(text, engine="rtx")
+    assert result["plans"]["model"]["device"] == ["NVIDIA RTX 4090", [8, 9]]
+    assert "ahead of time" not in result["text"]
+
+
 @pytest.mark.parametrize(
     ("units", "said"),
     [
@@ -86,3 +112,52 @@ def test_a_gpu_without_the_bindings_that_run_plans_is_told(monkeypatch: pytest.M
     found = run_doctor()
     assert found["engines"]["rtx"] == "builds plans (difffeat build) and runs them"
     assert found["versions"]["cuda-bindings"] == "13.0.0"
+
+
+def test_the_doctor_names_the_engine_for_the_card_and_what_the_others_lack(monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime
+
+    pytest.importorskip("tensorrt_rtx", reason="pip install 'difffeat[rtx]'")
+    card = Driver((13, 0), (Gpu("NVIDIA H100", (9, 0), 80 << 30),), None)
+    monkeypatch.setattr(building, "probe_driver", lambda: card)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    monkeypatch.setattr(onnxruntime_cuda, "why_not", lambda *_: "libcublasLt.so.13 cannot be loaded. Run: pip install x")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_90"])
+    found = run_doctor()
+    assert found["engines"]["ort"] == "runs on cpu; not on cuda: libcublasLt.so.13 cannot be loaded. Run: pip install x"
+    assert found["engines"]["rtx"].startswith(
+        "builds plans ahead of time for other machines (difffeat build); runs none here: TensorRT-RTX does not run"
+    )
+    advice = found["advice"]
+    assert (advice["engine"], advice["device"], advice["dtype"]) == ("torch", "cuda", "fp16")
+    assert advice["why"].startswith("NVIDIA H100, compute capability 9.0; torch compiles the graph for this GPU; trt: ")
+    assert found["text"].splitlines()[-1].startswith("take: --engine torch --device cuda, of an artifact exported with --dtype fp16: NVIDIA H100")
+    json.dumps(found)
+
+
+def test_the_doctor_says_what_convolutions_lack_on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    monkeypatch.setattr(onnxruntime_cuda, "why_not", lambda *_: None)
+    for missing, said in (
+        (True, "runs on cpu; not on cuda: libcudnn.so.9, which convolutions need, cannot be loaded. Run: pip"),
+        (False, "runs on cpu and"),
+    ):
+        monkeypatch.setattr(onnxruntime_cuda, "cudnn_missing", lambda missing=missing: missing)
+        assert run_doctor()["engines"]["ort"].startswith(said)
+
+
+def test_two_onnx_runtimes_that_overwrite_each_other_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "1.31.1" if name == "onnxruntime-gpu" else real(name))
+    said = run_doctor()["engines"]["ort"]
+    assert said.endswith("overwrite each other. Run: pip uninstall onnxruntime onnxruntime-gpu, then pip install 'difffeat[gpu]'")
+
+
+def test_without_a_gpu_the_doctor_advises_for_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(building, "probe_driver", lambda: Driver(None, (), "there is no NVIDIA driver"))
+    for units, taken in (((), "ort"), ((torch.bfloat16,), "torch")):
+        monkeypatch.setattr(layers, "CPU_TYPES", frozenset({torch.float32, *units}))
+        assert run_doctor()["advice"]["engine"] == taken
