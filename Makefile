@@ -3,7 +3,7 @@
 # make faults       the long tests of what a store promises: killed everywhere, power cuts, full disks, corruption, races (about ten minutes)
 # make lint         ruff and pyright
 # make full-size    DiT-XL/2 and Plaid 1B at full size, random weights: export, parity, speed (about 24 GiB of memory)
-# make gpu          the same and more on an NVIDIA GPU: every engine side by side, one call
+# make gpu          correctness, ceilings and speed on an NVIDIA GPU, with .venv or with the system's own Python; options in GPU="..."
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -36,8 +36,9 @@ full-size: setup
 	$(BIN)/python -m difffeat.benchmarks.full_size --output full-size-out
 	$(BIN)/python -m pytest -m slow
 
-gpu: setup
-	$(BIN)/python -m difffeat.benchmarks.gpu --output gpu-out
+# Installs nothing: a machine with a card may have its own torch and no package index.
+gpu:
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m difffeat.benchmarks.gpu --output gpu-out $(GPU)
 
 clean:
 	rm -rf .venv quickstart-out full-size-out gpu-out

@@ -116,9 +116,16 @@ def eager_captions(
     backbone: Backbone, artifact: Artifact, batches: Iterable[Mapping[str, np.ndarray]], *, device: str = "cpu", precision: str = "fp32"
 ) -> Candidates:
     """`eager_candidates` over several batches of captions one after the other, all through one model; features as from one batch."""
-    placed = _plaid_model(backbone, device, _dtype(precision))
-    each = [_plaid_candidates(placed, artifact, feeds, device) for feeds in batches]
+    each = eager_by_batch(backbone, artifact, batches, device=device, precision=precision)
     return {name: partial(_one_after_the_other, [own[name] for own in each]) for name in (HOOK, TRUNCATED)}
+
+
+def eager_by_batch(
+    backbone: Backbone, artifact: Artifact, batches: Iterable[Mapping[str, np.ndarray]], *, device: str = "cpu", precision: str = "fp32"
+) -> list[Candidates]:
+    """The same, each batch by itself."""
+    placed = _plaid_model(backbone, device, _dtype(precision))
+    return [_plaid_candidates(placed, artifact, feeds, device) for feeds in batches]
 
 
 def _one_after_the_other(runs: list[Run]) -> np.ndarray:

@@ -17,12 +17,13 @@ import numpy as np
 
 from difffeat.engines.base import Pending
 from difffeat.engines.torch_card import Card
+from difffeat.engines.torch_precision import exact_products
 
 SLOTS = 2
 GRAPH_BATCH = 8
 """Largest batch that is replayed from a CUDA graph where the choice is left to us: kernels of larger ones outlast their launch."""
-COMPILED: Mapping[str, Any] = {"dynamic": False, "fullgraph": True, "options": {"deterministic": True}}
-"""Static shapes; a graph that is whole, or an error; no choice of a kernel by a trial on the device, where that shows in the numbers."""
+INDUCTOR = {"deterministic": True}
+"""No choice of a kernel by a trial on the device, where that shows in the numbers."""
 SHAPES = 4096
 """Shapes that may be compiled: more than there are lengths of captions. Dynamo's own limit is 8."""
 
@@ -66,7 +67,7 @@ class CudaRunner:
         self._torch, self._card, self._how, self._batched, self._say = torch, card, how, batched, say
         self._call: Any = module
         if how.compiled:
-            self._call = _compiled(torch, module, by_blocks)
+            self._call = compile_module(torch, module, by_blocks=by_blocks)
         self._slots = [_Slot(torch, card) for _ in range(SLOTS)]
         self._turn, self._trying = 0, False
         self._seen: set[Shapes] = set()
@@ -90,7 +91,7 @@ class CudaRunner:
         """Put a batch in; the oldest is waited for where every slot is taken. `names` of the outputs, in the module's order."""
         slot = self._slots[self._turn]
         self._turn = (self._turn + 1) % len(self._slots)
-        with self._card.current(), self._torch.inference_mode(), self._settings():
+        with self._card.current(), self._torch.inference_mode(), kernel_settings(self._torch, self._how):
             tensors = slot.load(feeds)
             return slot.fetch(dict(zip(names, self._compute(tensors), strict=True)))
 
@@ -135,19 +136,6 @@ class CudaRunner:
             captured.inputs[name].copy_(tensor)
         captured.replay()
         return captured.outputs
-
-    @contextlib.contextmanager
-    def _settings(self) -> Iterator[None]:
-        """What kernels are chosen by, put back afterwards: they are settings of the process."""
-        from torch.nn.attention import SDPBackend, sdpa_kernel
-
-        from difffeat.engines.torch_precision import exact_products
-
-        torch = self._torch
-        wanted = list(dict.fromkeys([getattr(SDPBackend, self._how.attention), SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]))
-        limits = torch._dynamo.config.patch(recompile_limit=SHAPES, accumulated_recompile_limit=SHAPES) if self._how.compiled else None
-        with exact_products(tf32=self._how.tf32), sdpa_kernel(wanted, set_priority=True), limits or contextlib.nullcontext():
-            yield
 
 
 @dataclass(frozen=True)
@@ -222,13 +210,25 @@ class _Slot:
         return kept[name][:size]
 
 
-def _compiled(torch: Any, module: Any, by_blocks: bool) -> Any:
-    """The module, to be compiled for each shape when it comes."""
+@contextlib.contextmanager
+def kernel_settings(torch: Any, how: How) -> Iterator[None]:
+    """What kernels are chosen by, put back afterwards: they are settings of the process."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    wanted = list(dict.fromkeys([getattr(SDPBackend, how.attention), SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]))
+    limits = torch._dynamo.config.patch(recompile_limit=SHAPES, accumulated_recompile_limit=SHAPES) if how.compiled else contextlib.nullcontext()
+    with exact_products(tf32=how.tf32), sdpa_kernel(wanted, set_priority=True), limits:
+        yield
+
+
+def compile_module(torch: Any, module: Any, *, by_blocks: bool = False, backend: str = "inductor") -> Any:
+    """The module, to be compiled for each shape when it comes; its own blocks one by one where `by_blocks`."""
     warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")  # torch advises what `tf32` is there to decide
+    how: dict[str, Any] = {"dynamic": False, "fullgraph": True, "backend": backend} | ({"options": INDUCTOR} if backend == "inductor" else {})
     if not by_blocks:
-        return torch.compile(module, **COMPILED)
+        return torch.compile(module, **how)
     for block in module.trunk.blocks:
-        block.compile(**COMPILED)
+        block.compile(**how)
     return module
 
 

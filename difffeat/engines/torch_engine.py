@@ -81,7 +81,8 @@ class TorchEngine(Submitting):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._runner is not None:
-            self._runner.close()
+            with _failures_told(self._torch, self.device):
+                self._runner.close()
         self._module = self._call = self._runner = None
 
     @contextlib.contextmanager

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from difffeat.export.layers import Affine, Scale, attention, gelu, pool_masked, pool_tokens, split_heads
+from difffeat.export.layers import Affine, Scale, attention, pool_masked, pool_tokens, split_heads
 from difffeat.export.plaid import HEAD_DIM, NORM_EPS, rotary_tables, rotate
 
 
@@ -45,7 +45,7 @@ class DiTBlock(nn.Module):
 
     def _mlp(self, x: Tensor, scale_D: Tensor, shift_D: Tensor) -> Tensor:
         x = F.layer_norm(x, (self.width,), scale_D, shift_D, eps=self.mlp_norm_eps)
-        return self.fc2(gelu(self.fc1, x))
+        return self.fc2(self.fc1.gelu(x))
 
 
 class DiTTrunk(nn.Module):
@@ -98,7 +98,7 @@ class PlaidBlock(nn.Module):
     def forward(self, x_BSD: Tensor, cos_SK: Tensor, sin_SK: Tensor, bias_B11S: Tensor) -> Tensor:
         q, k, v = split_heads(self.qkv(self._norm(x_BSD, self.norm1.weight)), self.heads)
         x_BSD = x_BSD + self.attn_out(attention(rotate(q, cos_SK, sin_SK), rotate(k, cos_SK, sin_SK), v, bias_B11S))
-        return x_BSD + self.fc2(gelu(self.fc1, self._norm(x_BSD, self.norm2.weight)))
+        return x_BSD + self.fc2(self.fc1.gelu(self._norm(x_BSD, self.norm2.weight)))
 
     def _norm(self, x: Tensor, weight_D: Tensor) -> Tensor:
         return x / torch.sqrt(x.square().mean(dim=-1, keepdim=True) + NORM_EPS) * weight_D

@@ -25,7 +25,12 @@ CPU_TYPES = cpu_types()
 
 
 class Affine(nn.Module):
-    """y = x · weight + bias, in the weight's type; weight [in, out]."""
+    """y = x · weight + bias, in the weight's type; weight [in, out].
+
+    `epilogues`: on a GPU, bias and GELU go along in the kernel of the product. Graphs are exported without.
+    """
+
+    epilogues = True
 
     def __init__(self, inputs: int, outputs: int, bias: bool = True) -> None:
         super().__init__()
@@ -34,7 +39,7 @@ class Affine(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.to(self.weight.dtype)
-        if self.bias is not None and has_epilogues(self.weight):
+        if self.bias is not None and self._has_epilogues():
             return torch.addmm(self.bias, x.flatten(0, -2), self.weight).unflatten(0, x.shape[:-1])
         if self.weight.is_cuda or torch.compiler.is_exporting() or self.weight.dtype in CPU_TYPES:
             y = x @ self.weight
@@ -43,18 +48,20 @@ class Affine(nn.Module):
             y = (x.float() @ self.weight.float()).to(self.weight.dtype)
         return y if self.bias is None else y + self.bias
 
+    def gelu(self, x: Tensor) -> Tensor:
+        """GELU of y, in its tanh form."""
+        if self.bias is None or self.weight.dtype == torch.float32 or not self._has_epilogues():
+            return F.gelu(self(x), approximate="tanh")
+        x = x.to(self.weight.dtype)
+        return torch._addmm_activation(self.bias, x.flatten(0, -2), self.weight, use_gelu=True).unflatten(0, x.shape[:-1])
 
-def has_epilogues(weight: Tensor) -> bool:
-    """Whether products with this weight take bias and GELU along, in the kernel of the product: on a GPU. Graphs are exported without."""
-    return weight.is_cuda and not torch.compiler.is_exporting()
+    def _has_epilogues(self) -> bool:
+        return self.epilogues and on_gpu(self.weight) and not torch.compiler.is_exporting()
 
 
-def gelu(layer: Affine, x: Tensor) -> Tensor:
-    """GELU of layer(x), in its tanh form."""
-    if layer.bias is not None and layer.weight.dtype != torch.float32 and has_epilogues(layer.weight):
-        x = x.to(layer.weight.dtype)
-        return torch._addmm_activation(layer.bias, x.flatten(0, -2), layer.weight, use_gelu=True).unflatten(0, x.shape[:-1])
-    return F.gelu(layer(x), approximate="tanh")
+def on_gpu(weight: Tensor) -> bool:
+    """Whether a product with this weight runs on a GPU."""
+    return weight.is_cuda
 
 
 class Scale(nn.Module):

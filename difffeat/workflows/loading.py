@@ -56,7 +56,8 @@ def load_backbone(
 
     Raises ConfigError and WeightsError with its subclasses.
     """
-    require("export", f"Loading {model}", "torch", "onnx", "onnxscript", "diffusers", "huggingface_hub")
+    autoencoder = model in DIGITS[:1] or (model.startswith("dit") and (need_vae or vae is not None))
+    require("export", f"Loading {model}", "torch", "onnx", "onnxscript", "huggingface_hub", *(["diffusers"] if autoencoder else []))
     if timestep_embedding not in EMBEDDINGS:
         raise ConfigError(f"--timestep-embedding must be {' or '.join(EMBEDDINGS)}, got {timestep_embedding!r}.")
     if timestep_embedding != "original" and (model in DIGITS or model == "plaid"):
@@ -67,8 +68,7 @@ def load_backbone(
         return _plaid(weights, tokenizer, sha256, seed)
     if model.startswith("dit"):
         loaded = _dit(model, weights, revision, sha256, heads, timestep_embedding, seed)
-        autoencoder = _vae(vae, random=weights == "random", revision=None, seed=seed) if need_vae or vae else None
-        return Backbone("dit", loaded, autoencoder)
+        return Backbone("dit", loaded, _vae(vae, random=weights == "random", revision=None, seed=seed) if autoencoder else None)
     raise ConfigError(f"model must be dit, plaid, dit-digits, plaid-digits or a DiT geometry such as dit-b-4-256; got {model!r}")
 
 

@@ -1,50 +1,149 @@
-"""The script for whoever has a GPU: every table in a process of its own, on a CPU a clear refusal, and the step itself tried on a small model."""
+"""`make gpu`: rehearsed on the CPU from end to end, within its budget; a step that dies costs its own rows; no installer; diffusers where needed."""
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from difffeat.benchmarks import gpu
+from difffeat.benchmarks.gpu import __main__ as gpu
+from difffeat.benchmarks.gpu.journal import Journal, line
+from difffeat.benchmarks.gpu.sizes import CARD
+from difffeat.benchmarks.gpu.steps import STEPS, Step, runnable_engines
+from difffeat.benchmarks.timing import Timing
 from difffeat.engines.driver import Driver, Gpu
 
-CARD = Driver((13, 0), (Gpu("a card", (9, 0), 80 << 30),), None)
+ROOT = Path(__file__).parents[2]
+NONE = Driver(None, (), "there is no NVIDIA driver")
 
 
-def test_without_a_gpu_it_says_so_and_names_the_cpus_tables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(gpu, "probe_driver", lambda: Driver(None, (), "there is no NVIDIA driver"))
-    with pytest.raises(SystemExit, match=r"ProviderMissing: the GPU tables need an NVIDIA GPU, and there is no NVIDIA driver\. .* make full-size"):
+def rows(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(text) for text in (folder / "gpu.jsonl").read_text().splitlines()]
+
+
+def run(folder: Path, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "difffeat.benchmarks.gpu", "--output", str(folder), "--threads", "1", "--compiler", "eager", *options]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, **environment}, timeout=280)
+
+
+def test_a_rehearsal_ends_with_every_steps_table(tmp_path: Path) -> None:
+    done = run(tmp_path, "--rehearse", "--budget", "270", DIFFFEAT_COMMIT="abc")
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = rows(tmp_path)
+    begins, ends = found[0], found[-1]
+    assert begins["name"] == "begins"
+    assert begins["commit"] == "abc"
+    assert begins["command"].startswith("python -m difffeat.benchmarks.gpu --output")
+    assert ends["failed"] == 0
+    assert ends["seconds"] < 270
+    assert {row["step"] for row in found} == {"run", *STEPS}
+    assert not [row for row in found if isinstance(row.get("skipped"), str)]
+    printed = (tmp_path / "gpu.txt").read_text()
+    assert all(line(row) in printed and line(row) in done.stdout for row in found)
+    by_name = {row["name"]: row for row in found}
+    assert by_name["tests/gpu"]["exit_code"] == 0
+    assert by_name["tests/gpu"]["passed"] > 10
+    assert by_name["killed and resumed"]["same_bytes"]
+    assert by_name["JPEGs to a store"]["stages"]
+    for name in ("fp16 ours, compiled", "fp16 compiled, NCHW", "from pixels, submit", "8 tokens, ours, torch", "bf16 ours, compiled"):
+        assert by_name[name]["us_a_sample"] > 0
+        assert by_name[name].get("relative_l2", 0) < 2e-2
+
+
+def test_a_step_that_does_not_fit_into_the_budget_is_not_begun(tmp_path: Path) -> None:
+    done = run(tmp_path, "--rehearse", "--budget", "1", "--only", "doctor,ceilings")
+    assert done.returncode == 0
+    assert [row["name"] for row in rows(tmp_path) if "skipped" in row] == ["doctor", "ceilings"]
+    assert {row["step"] for row in rows(tmp_path)} == {"run"}
+
+
+def test_a_step_that_dies_costs_its_own_rows_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands = {"ceilings": "import sys; sys.exit(9)", "fp8": "import time; time.sleep(60)", "trunk": "pass"}
+    monkeypatch.setattr(gpu, "_command", lambda given, flag, name: [sys.executable, "-c", commands[name]])
+    monkeypatch.setattr(gpu, "REHEARSAL_SECONDS", 0.0)
+    with pytest.raises(SystemExit) as ended:
+        gpu.main(["--rehearse", "--output", str(tmp_path), "--only", "ceilings,trunk,fp8", "--budget", "3"])
+    assert ended.value.code == 1
+    told = {row["name"]: row.get("failed") for row in rows(tmp_path)}
+    assert told["ceilings"] == "exit code 9; its messages stand above"
+    assert told["trunk"] is None
+    assert str(told["fp8"]).startswith("stopped after")
+    assert told["ends"] == 2
+
+
+def test_without_a_gpu_it_says_so_and_names_the_rehearsal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(gpu, "probe_driver", lambda: NONE)
+    with pytest.raises(SystemExit, match=r"ProviderMissing: the GPU tables need an NVIDIA GPU, and there is no NVIDIA driver\. Pass --rehearse"):
         gpu.main(["--output", str(tmp_path)])
 
 
-def test_a_step_that_fails_costs_its_own_table_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(gpu, "probe_driver", lambda: CARD)
-    real = gpu._process
-
-    def process(command: list[str]) -> dict[str, str]:
-        code = "import sys; sys.exit(9)" if "dit-latents-fp16" in command else "print('a table')"
-        return real([sys.executable, "-c", code])
-
-    monkeypatch.setattr(gpu, "_process", process)
-    with pytest.raises(SystemExit) as ended:
-        gpu.main(["--only", "dit-latents-fp16,plaid-fp16", "--output", str(tmp_path)])
-    assert ended.value.code == 1
-    assert capsys.readouterr().out == "dit-latents-fp16: failed: exit code 9; its messages stand above\na table\n\n"
-    stored = json.loads((tmp_path / "gpu-summary.json").read_text())
-    assert stored["steps"]["plaid-fp16"] == {"text": "a table\n"}
-    assert stored["gpus"][0]["name"] == "a card"
+def test_an_unknown_step_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        gpu.main(["--only", "trunk,trank"])
+    assert "no step is called trank; there are doctor, tests, ceilings, trunk" in capsys.readouterr().err
 
 
-def test_a_step_writes_its_table_and_lists_what_cannot_run_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setitem(gpu.STEPS, "small", {"model": "dit-digits", "block": 1, "start": "latents", "dtype": "fp16", "batch_size": 2})
-    monkeypatch.setattr(gpu, "REPEATS", 1)
-    monkeypatch.setattr(gpu, "ENGINES", ("torch", "rtx"))
-    result = gpu.run_step("small", "cpu", 1, tmp_path)
-    assert set(result["not_run"]) == {"difffeat, rtx"}
-    assert "NVIDIA" in result["not_run"]["difffeat, rtx"] or "tensorrt_rtx" in result["not_run"]["difffeat, rtx"]
-    assert set(result["parity_with_unfolded_fp32"]) == set(result["seconds"])
-    assert all(0 < row["relative_l2"] < 1e-2 for row in result["parity_with_unfolded_fp32"].values())
-    assert json.loads((tmp_path / "gpu-small.json").read_text())["precision"] == "fp16"
+@pytest.mark.parametrize("absent", ["diffusers"])
+def test_what_needs_no_autoencoder_runs_where_diffusers_is_not_installed(absent: str, tmp_path: Path) -> None:
+    blocked = tmp_path / "path" / "sitecustomize.py"
+    blocked.parent.mkdir()
+    blocked.write_text(
+        "import sys\n"
+        "class Absent:\n"
+        f"    def find_spec(self, name, path=None, target=None):\n        if name.split('.')[0] == {absent!r}:\n"
+        "            raise ModuleNotFoundError(name)\n"
+        "sys.meta_path.insert(0, Absent())\n"
+    )
+    done = run(tmp_path / "out", "--rehearse", "--only", "ceilings,trunk,plaid", PYTHONPATH=os.pathsep.join([str(blocked.parent), str(ROOT)]))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert {row["step"] for row in rows(tmp_path / "out") if "us_a_sample" in row} == {"trunk", "plaid"}
+
+
+def test_make_gpu_calls_no_installer() -> None:
+    planned = subprocess.run(["make", "--dry-run", "gpu", "BIN=nowhere", "GPU=--budget 300"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert planned.stdout.strip() == "python3 -m difffeat.benchmarks.gpu --output gpu-out --budget 300"
+    own = subprocess.run(["make", "--dry-run", "gpu", f"BIN={Path(sys.executable).parent}"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert own.stdout.startswith(f"{Path(sys.executable).parent}/python -m difffeat.benchmarks.gpu")
+
+
+@pytest.mark.parametrize(
+    ("capability", "installed", "expected"),
+    [
+        ((9, 0), {"tensorrt", "tensorrt_rtx"}, ("torch", "trt")),
+        ((8, 9), {"tensorrt_rtx"}, ("torch", "rtx")),
+        ((12, 0), set(), ("torch",)),
+    ],
+)
+def test_engines_are_left_out_by_what_is_installed_and_by_the_card(
+    capability: tuple[int, int], installed: set[str], expected: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from difffeat.benchmarks.gpu import steps
+
+    monkeypatch.setattr(steps.importlib.util, "find_spec", lambda name: object() if name in installed else None)
+    engines, left_out = runnable_engines(Driver((13, 0), (Gpu("a card", capability, 80 << 30),), None))
+    assert engines == expected
+    assert {*engines, *left_out} == {"torch", "trt", "rtx"}
+    if capability == (9, 0):
+        assert left_out["rtx"] == "TensorRT-RTX does not run on a card, compute capability 9.0"
+
+
+def test_a_figure_far_from_its_prediction_is_marked(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, "trunk")
+    journal.rate("near", Timing("", (0.0110, 0.0120, 0.0130)), 64, gflop=101.5, ceiling=790e12, predicted_us=200.0)
+    journal.rate("far", Timing("", (0.0210, 0.0220, 0.0230)), 64, predicted_us=200.0, relative_l2=1e-3)
+    near, far = (line(row) for row in rows(tmp_path))
+    assert "187.5 µs [179.7, 195.3] n 3" in near
+    assert "541.3 TFLOP/s  68.5% of the ceiling" in near
+    assert near.endswith("predicted 200 (-6%)")
+    assert far.endswith("L2 1.0e-03  predicted 200 (+72%, a miss)")
+
+
+def test_the_work_is_counted_as_the_graphs_own() -> None:
+    assert CARD.trunk_gflop == pytest.approx(101.5, rel=1e-3)
+    assert CARD.tokens == 256
+    assert all(isinstance(step, Step) and step.seconds > 0 for step in STEPS.values())

@@ -248,7 +248,8 @@ def test_a_card_is_timed_as_a_card_and_said_in_microseconds(one_tap: Artifact, m
 @pytest.fixture
 def tf32() -> Iterator[list[Any]]:
     """Switched on, as torch has it for convolutions; the switches, as they are now."""
-    switches: tuple[Any, ...] = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
+    backends: Any = torch.backends
+    switches: tuple[Any, ...] = (backends.cudnn.conv, backends.cuda.matmul)
     before = [switch.fp32_precision for switch in switches]
     for switch in switches:
         switch.fp32_precision = "tf32"

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from difffeat.engines import torch_engine
+from difffeat.engines import torch_cuda, torch_engine
 from difffeat.engines.driver import Gpu
 
 GPU = Gpu("Fake 9000", (9, 0), 80 << 30)
@@ -97,14 +97,14 @@ def install(monkeypatch: pytest.MonkeyPatch, *, compiler: Any = "eager", memory:
         cards.append(FakeCard(number, memory))
         return cards[-1]
 
-    compile_as_usual = torch.compile
+    compile_module = torch_cuda.compile_module
     monkeypatch.setattr(torch_engine, "Card", card)
     monkeypatch.setattr(torch_engine, "_checked_device", lambda _, device: f"cuda:{device.partition(':')[2] or 0}" if device != "cpu" else "cpu")
     monkeypatch.setattr(torch_engine, "gpu_identity", lambda _: {"gpu": str(GPU)})
     monkeypatch.setattr(torch_engine, "_libraries", lambda *_: {"cuda": "13.0", "cudnn": "91900"})
     monkeypatch.setattr(torch_engine, "choose_attention", lambda *_: "MATH")
     if compiler != "inductor":
-        monkeypatch.setattr(torch, "compile", lambda module, options, **given: compile_as_usual(module, backend=compiler, **given))
+        monkeypatch.setattr(torch_cuda, "compile_module", lambda *given, **named: compile_module(*given, **named, backend=compiler))
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     return cards

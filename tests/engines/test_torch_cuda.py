@@ -268,6 +268,6 @@ def test_bias_and_gelu_may_go_along_with_the_product(name: str, monkeypatch: pyt
     given = feeds(artifact)
     with open_engine(artifact, "torch") as engine:
         expected = engine.run(given)
-        monkeypatch.setattr(layers, "has_epilogues", lambda _: True)
+        monkeypatch.setattr(layers, "on_gpu", lambda _: True)
         for tap, value in engine.run(given).items():
             assert np.linalg.norm(value - expected[tap]) < 3e-3 * np.linalg.norm(expected[tap])

@@ -14,6 +14,7 @@ import torch
 from difffeat.engines.torch_precision import exact_products
 
 SWITCHES: Any = torch._C
+BACKENDS: Any = torch.backends
 PRODUCTS: Any = torch.backends.cuda.matmul
 KEYS = [(backend, op) for backend in ("cuda", "mkldnn") for op in ("all", "matmul", "conv", "rnn")]
 REDUCTIONS = ("allow_fp16_reduced_precision_reduction", "allow_bf16_reduced_precision_reduction")
@@ -46,7 +47,7 @@ def _as_it_was() -> Iterator[None]:
 def put_back() -> None:
     for backend, op in KEYS:
         SWITCHES._set_fp32_precision_setter(backend, op, "none")
-    torch.backends.fp32_precision = "none"
+    BACKENDS.fp32_precision = "none"
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = True
     for name in REDUCTIONS:
@@ -167,7 +168,7 @@ def test_torch_exports_and_compiles_within() -> None:
     for tf32 in (False, True):
         with exact_products(tf32), torch.no_grad():
             torch.export.export(module, (x,))
-            assert torch.backends.cudnn.conv.fp32_precision == ("tf32" if tf32 else "ieee")  # export sets and restores switches of its own
+            assert BACKENDS.cudnn.conv.fp32_precision == ("tf32" if tf32 else "ieee")  # export sets and restores switches of its own
             assert torch.compile(module, backend="eager", dynamic=False)(x).equal(module(x))
 
 

@@ -1,0 +1,181 @@
+"""`make gpu`: the steps one after the other, each in a process of its own, none begun that does not fit into the budget."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from difffeat.benchmarks.gpu.journal import ROWS, TEXT, Journal
+from difffeat.benchmarks.gpu.prepared import MODELS, prepare
+from difffeat.benchmarks.gpu.sizes import CARD, REHEARSAL, Sizes
+from difffeat.benchmarks.gpu.steps import REHEARSAL_SECONDS, STEPS, UNTIMED, Call
+from difffeat.benchmarks.timing import machine
+from difffeat.engines.driver import probe_driver
+from difffeat.errors import DifffeatError, ProviderMissing
+
+MODULE = "difffeat.benchmarks.gpu"
+SLACK = 3.0
+"""A step that takes so many times its estimate is stopped."""
+PREPARING_SECONDS = 120.0
+
+
+@dataclass
+class Budget:
+    """Seconds for all steps together, from `started` on; None: no limit."""
+
+    seconds: float | None
+    started: float
+
+    @property
+    def left(self) -> float:
+        """Seconds that are left."""
+        return math.inf if self.seconds is None else self.seconds - (time.monotonic() - self.started)
+
+
+def run_all(given: argparse.Namespace) -> int:
+    """Every step that was asked for and fits. Returns how many failed. Raises ProviderMissing where there is no GPU, unless it is a rehearsal."""
+    driver, budget = probe_driver(), Budget(given.budget, time.monotonic())
+    if driver.problem is not None and not given.rehearse:
+        raise ProviderMissing(f"the GPU tables need an NVIDIA GPU, and {driver.problem}. Pass --rehearse for the small backbones on the CPU.")
+    given.output.mkdir(parents=True, exist_ok=True)
+    journal = Journal(given.output, "run")
+    journal.note("begins", **_about(given))
+    names = [name for name in STEPS if name in given.only]
+    preparing = _start_preparing(given, [model for model in MODELS if any(model in STEPS[name].models for name in names)])
+    failed = 0
+    for name in names:
+        if name not in UNTIMED and preparing:
+            failed += _wait_for(preparing, budget, journal)
+            preparing = {}
+        estimate = REHEARSAL_SECONDS if given.rehearse else STEPS[name].seconds
+        if estimate > budget.left:
+            journal.note(name, skipped=f"takes about {estimate:.0f} s, and {budget.left:.0f} s are left of the budget")
+            continue
+        failed += not _in_its_own_process(name, given, min(budget.left, SLACK * max(estimate, 60.0)), journal)
+    journal.note("ends", failed=failed, seconds=round(time.monotonic() - budget.started, 1))
+    return failed
+
+
+def run_step(name: str, given: argparse.Namespace) -> None:
+    """One step in this process."""
+    work = given.output / name
+    work.mkdir(parents=True, exist_ok=True)
+    STEPS[name].run(Journal(given.output, name), Call(_sizes(given), _prepared(given), work, given.threads))
+
+
+def _in_its_own_process(name: str, given: argparse.Namespace, seconds: float, journal: Journal) -> bool:
+    """Whether the step ended well. One that dies, or takes too long, costs its own rows only."""
+    started = time.monotonic()
+    try:
+        code = subprocess.run(_command(given, "--step", name), timeout=seconds).returncode
+        told = {} if code == 0 else {"failed": f"exit code {code}; its messages stand above"}
+    except subprocess.TimeoutExpired:
+        told = {"failed": f"stopped after {seconds:.0f} s"}
+    journal.note(name, seconds=round(time.monotonic() - started, 1), **told)
+    return not told
+
+
+def _start_preparing(given: argparse.Namespace, models: list[str]) -> dict[str, subprocess.Popen[bytes]]:
+    """Weights and artifacts are made on the CPU beside the tests, which are not timed. A rehearsal, on few cores, makes them one after the other."""
+    commands = {model: _command(given, "--prepare-only", model) for model in models if not (_prepared(given) / f"{model}.done").is_file()}
+    if given.rehearse:
+        for command in commands.values():
+            subprocess.run(command, check=True)
+        return {}
+    return {model: subprocess.Popen(command) for model, command in commands.items()}
+
+
+def _wait_for(preparing: dict[str, subprocess.Popen[bytes]], budget: Budget, journal: Journal) -> int:
+    """Wait for artifacts; how many failed."""
+    failed, since = 0, time.monotonic()
+    for model, process in preparing.items():
+        try:
+            code = process.wait(min(budget.left, SLACK * PREPARING_SECONDS))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            code = process.wait()
+        failed += code != 0
+        told = {} if code == 0 else {"failed": f"exit code {code}; its messages stand above"}
+        journal.note(f"preparing {model}", waited_s=round(time.monotonic() - since, 1), **told)
+    return failed
+
+
+def _command(given: argparse.Namespace, *what: str) -> list[str]:
+    options = ["--output", str(given.output), "--prepare", str(_prepared(given)), "--threads", str(given.threads), "--compiler", given.compiler]
+    return [sys.executable, "-m", MODULE, *what, *options, *(["--rehearse"] if given.rehearse else [])]
+
+
+def _prepared(given: argparse.Namespace) -> Path:
+    return given.prepare or given.output / "prepared"
+
+
+def _sizes(given: argparse.Namespace) -> Sizes:
+    return replace(REHEARSAL if given.rehearse else CARD, compiler=given.compiler)
+
+
+def _about(given: argparse.Namespace) -> dict[str, Any]:
+    """Command, commit, date and device, for whoever reads the rows later."""
+    import torch
+
+    device = _sizes(given).device
+    command = shlex.join(["python", "-m", MODULE, *sys.argv[1:]])
+    return {"command": command, "commit": _commit(), "date": f"{datetime.now(UTC):%Y-%m-%d}", "torch": torch.__version__, **machine(device)}
+
+
+def _commit() -> str:
+    """Of the code that runs: named by DIFFFEAT_COMMIT where the history is not at hand."""
+    if named := os.environ.get("DIFFFEAT_COMMIT"):
+        return named
+    try:
+        return subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"python -m {MODULE}", description=__doc__)
+    parser.add_argument("--output", type=Path, default=Path("gpu-out"), help=f"folder for {ROWS} and {TEXT}")
+    parser.add_argument("--prepare", type=Path, help="folder for weights and artifacts, which are made once; default: below --output")
+    parser.add_argument("--budget", type=float, help="seconds for everything; no step is begun that does not fit")
+    parser.add_argument("--only", type=_names, default=tuple(STEPS), help=f"steps, separated by commas: {','.join(STEPS)}")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads, the same for every candidate")
+    parser.add_argument("--rehearse", action="store_true", help="the small backbones on the CPU: does every step run?")
+    parser.add_argument("--compiler", choices=("inductor", "eager"), default="inductor", help="eager rehearses the calls without compiling")
+    parser.add_argument("--step", choices=tuple(STEPS), help=argparse.SUPPRESS)
+    parser.add_argument("--prepare-only", choices=MODELS, help=argparse.SUPPRESS)
+    return parser
+
+
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(part.strip() for part in text.split(",") if part.strip())
+    if unknown := [name for name in names if name not in STEPS]:
+        raise argparse.ArgumentTypeError(f"no step is called {', '.join(unknown)}; there are {', '.join(STEPS)}")
+    return names
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """All steps, some of them, or one in this process."""
+    given = _parser().parse_args(arguments)
+    given.output, given.prepare = given.output.absolute(), given.prepare and given.prepare.absolute()
+    try:
+        if given.step:
+            run_step(given.step, given)
+        elif given.prepare_only:
+            prepare(_prepared(given), _sizes(given), given.prepare_only, lambda message, **_: print(message, file=sys.stderr, flush=True))
+        elif run_all(given):
+            sys.exit(1)
+    except DifffeatError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+
+
+if __name__ == "__main__":
+    main()
