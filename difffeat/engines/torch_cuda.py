@@ -242,9 +242,9 @@ def choose_attention(torch: Any, place: Any, tokens: tuple[int, int, int] | None
     With a mask (captions) cuDNN makes a plan for each new shape, which takes hundreds of milliseconds: memory-efficient attention there. So in fp32,
     which the others do not compute.
 
-    **Arguments:** `tokens` heads, length and width of a head of a graph without a mask; None for captions; `dtype` of the products.
+    **Arguments:** `place` the device; `tokens` heads, length and width of a head of a graph without a mask; None for captions; `dtype` of the products.
     """
-    if tokens is None or dtype == torch.float32:
+    if tokens is None or dtype == torch.float32 or place.type != "cuda":
         return "EFFICIENT_ATTENTION"
     heads, length, width = tokens
     q = torch.empty(1, heads, length, width, dtype=dtype, device=place)
