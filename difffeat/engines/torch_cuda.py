@@ -242,7 +242,7 @@ def choose_attention(torch: Any, place: Any, tokens: tuple[int, int, int] | None
     With a mask (captions) cuDNN makes a plan for each new shape, which takes hundreds of milliseconds: memory-efficient attention there. So in fp32,
     which the others do not compute.
 
-    **Arguments:** `place` the device; `tokens` heads, length and width of a head of a graph without a mask; None for captions; `dtype` of the products.
+    **Arguments:** `place` the device; `tokens` heads, length and width of a head of a graph without a mask, None for captions; `dtype` of products.
     """
     if tokens is None or dtype == torch.float32 or place.type != "cuda":
         return "EFFICIENT_ATTENTION"

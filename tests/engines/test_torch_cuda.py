@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from difffeat.engines import EngineOptions, open_engine
-from difffeat.engines.torch_cuda import GRAPH_BATCH
+from difffeat.engines.torch_cuda import GRAPH_BATCH, PlainAttention, attend_plainly, choose_attention
 from difffeat.errors import ConfigError, EngineError, OutOfMemory
 from difffeat.export import layers
 from tests.artifacts import exported, feeds
@@ -271,3 +272,57 @@ def test_bias_and_gelu_may_go_along_with_the_product(name: str, monkeypatch: pyt
         monkeypatch.setattr(layers, "on_gpu", lambda _: True)
         for tap, value in engine.run(given).items():
             assert np.linalg.norm(value - expected[tap]) < 3e-3 * np.linalg.norm(expected[tap])
+
+
+def asked_torch(**supported: bool) -> Any:
+    """torch whose card supports these backends."""
+    backends = SimpleNamespace(
+        SDPAParams=lambda *given: given,
+        can_use_cudnn_attention=lambda asked: supported["cudnn"] and asked[0].shape[-1] % 8 == 0,
+        can_use_flash_attention=lambda asked: supported["flash"],
+    )
+    return SimpleNamespace(
+        float32=torch.float32, empty=lambda *shape, dtype, device: torch.empty(*shape, dtype=dtype), backends=SimpleNamespace(cuda=backends)
+    )
+
+
+@pytest.mark.parametrize(
+    ("tokens", "dtype", "supported", "expected"),
+    [
+        ((16, 256, 72), torch.float16, {"cudnn": True, "flash": True}, "CUDNN_ATTENTION"),
+        ((16, 256, 71), torch.float16, {"cudnn": True, "flash": True}, "FLASH_ATTENTION"),
+        ((16, 256, 72), torch.bfloat16, {"cudnn": False, "flash": False}, "EFFICIENT_ATTENTION"),
+        ((16, 256, 72), torch.float32, {"cudnn": True, "flash": True}, "EFFICIENT_ATTENTION"),
+        (None, torch.float16, {"cudnn": True, "flash": True}, "EFFICIENT_ATTENTION"),
+    ],
+)
+def test_attention_is_chosen_by_what_the_card_supports(tokens: Any, dtype: Any, supported: dict[str, bool], expected: str) -> None:
+    assert choose_attention(asked_torch(**supported), torch.device("cuda", 0), tokens, dtype) == expected
+
+
+def test_the_autoencoders_attention_by_plain_products_is_the_same_and_stays_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """fullgraph refuses a break; Inductor must not make the two products into the attention that they stand for (see `PlainAttention`)."""
+    from difffeat.export.assemble import build_module
+
+    module: Any = build_module(exported("latents", "fp16").recipe)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in module.parameters():
+        parameter.normal_(0.0, parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.1, generator=generator)
+    pixels = torch.randint(0, 256, (2, 16, 16, 3), dtype=torch.uint8, generator=generator)
+    with torch.inference_mode():
+        (expected,) = module(pixels)
+        attend_plainly(torch, module)
+        processors = [layer.processor for layer in module.modules() if hasattr(layer, "set_processor")]
+        assert processors
+        assert all(isinstance(processor, PlainAttention) for processor in processors)
+        (found,) = torch.compile(module, fullgraph=True, dynamic=False, backend="eager")(pixels)
+    assert float((found - expected).norm() / expected.norm()) < 2e-3
+
+
+def test_only_fp16_attends_by_plain_products() -> None:
+    from difffeat.export.assemble import build_module
+
+    for precision in ("fp32", "bf16"):
+        module = build_module(exported("latents", precision).recipe)
+        attend_plainly(torch, module)
+        assert not [layer for layer in module.modules() if isinstance(getattr(layer, "processor", None), PlainAttention)]
