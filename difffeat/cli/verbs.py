@@ -123,7 +123,10 @@ def build(
     max_length: Annotated[
         int | None, typer.Option(help="Text: most tokens of a caption; default, and for extract: all that the model takes.")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="GPU to build for: cuda or cuda:<n>; default: the first (rtx needs none).")] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="GPU to build for: cuda or cuda:<n>; rtx: cpu builds for other machines. Default: the first that the engine runs on."),
+    ] = None,
     level: Annotated[int | None, typer.Option(help="Optimisation level of the builder, 0 to 5; default: its own.")] = None,
     as_json: Json = False,
 ) -> None:

@@ -47,7 +47,7 @@ def test_a_rehearsal_ends_with_every_steps_table(tmp_path: Path) -> None:
     assert all(line(row) in printed and line(row) in done.stdout for row in found)
     by_name = {row["name"]: row for row in found}
     assert by_name["tests/gpu"]["exit_code"] == 0
-    assert by_name["tests/gpu"]["passed"] > 10
+    assert by_name["tests/gpu"]["passed"] >= 5
     assert by_name["killed and resumed"]["same_bytes"]
     assert by_name["JPEGs to a store"]["stages"]
     for name in ("fp16 ours, compiled", "fp16 compiled, NCHW", "from pixels, submit", "8 tokens, ours, torch", "bf16 ours, compiled"):
