@@ -16,7 +16,7 @@ CudaGraphs = Annotated[
     bool | None,
     typer.Option("--cuda-graphs/--no-cuda-graphs", help="Replay CUDA graphs of shapes that come again; default: torch, for batches of up to 8."),
 ]
-Tf32 = Annotated[bool, typer.Option("--tf32", help="torch on a GPU: fp32 products in TF32, about four times as fast, at about fp16's error.")]
+Tf32 = Annotated[bool, typer.Option("--tf32", help="torch on a GPU: round the inputs of fp32 products to TF32, 10 bits of mantissa as in fp16.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 Preprocess = Annotated[str, typer.Option(help="center (crop) or squash (keeps what lies at the edges).")]
 CaptionProtocol = Annotated[str, typer.Option(help="joined (all captions of a sample) or first.")]

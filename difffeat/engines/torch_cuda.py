@@ -119,7 +119,7 @@ class CudaRunner:
                 return self._call(**tensors)
         if shapes not in self._seen:
             if self._how.compiled:
-                self._say(f"compiling for {_words(shapes)}: up to a minute on the first batch of this shape")
+                self._say(f"compiling for {_words(shapes)}, on the first batch of this shape")
             self._seen.add(shapes)
         return self._replayed(shapes, tensors) if self._captures(tensors) else self._call(**tensors)
 

@@ -91,7 +91,7 @@ def test_a_shape_is_compiled_once_and_said_so(cards: list[FakeCard]) -> None:
             engine.run(feeds(artifact, batch=batch))
     assert graphs_compiled() == 2
     assert len(said) == 2
-    assert said[0].startswith("compiling for latents [9, 4, 8, 8], noise [9, 4, 8, 8]: up to a minute")
+    assert said[0].startswith("compiling for latents [9, 4, 8, 8], noise [9, 4, 8, 8], on the first batch")
 
 
 def test_of_captions_one_block_is_compiled_for_each_length_however_many_there_are(cards: list[FakeCard]) -> None:

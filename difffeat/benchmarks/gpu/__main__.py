@@ -6,6 +6,7 @@ import argparse
 import math
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -67,8 +68,10 @@ def run_all(given: argparse.Namespace) -> int:
 
 def run_step(name: str, given: argparse.Namespace) -> None:
     """One step in this process."""
-    work = given.output / name
-    work.mkdir(parents=True, exist_ok=True)
+    work = _prepared(given) / "work" / name  # not below --output, which holds the two files of results and nothing else
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    given.output.mkdir(parents=True, exist_ok=True)
     STEPS[name].run(Journal(given.output, name), Call(_sizes(given), _prepared(given), work, given.threads))
 
 
