@@ -21,6 +21,8 @@ LONGEST = (
     "engines/test_engines.py",
     "benchmarks/test_throughput.py",
     "cli/test_cli.py",
+    "benchmarks/test_gpu.py",
+    "gpu/test_extraction.py",
 )
 """Files that take minutes, longest first: begun last, one of them would keep one process busy while the others had nothing left."""
 

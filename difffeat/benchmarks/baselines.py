@@ -176,8 +176,16 @@ def _plaid_candidates(placed: tuple[Any, Any], artifact: Artifact, feeds: Mappin
 
 
 def _placed(model: Any, device: str, dtype: Any) -> Any:
-    """On the device and in the type; a copy only where that changes anything."""
-    return model.to(device, dtype)
+    """On the device and in the type; a copy only where that changes anything.
+
+    The frequencies of a timestep's embedding keep their type, as in the published code, which computes them in fp32 whatever the network's type.
+    """
+    embedder = getattr(model, "t_embedder", None)
+    frequencies = None if embedder is None else embedder.frequencies
+    placed = model.to(device, dtype)
+    if frequencies is not None:
+        placed.t_embedder.frequencies = frequencies.to(device)
+    return placed
 
 
 def _hooked(model: Any, block: int, forward: Callable[[], Any], pool: Callable[[Any], Any] | None = None) -> Callable[[], Any]:

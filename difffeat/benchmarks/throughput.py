@@ -135,7 +135,7 @@ def time_artifact(
         own, not_run = ours(artifact, feeds, folder, stack, device=device, threads=threads, engines=engines, compiled=compiled, say=say)
         if not own:
             raise EngineError(f"none of our engines can run here: {'; '.join(not_run.values())}")
-        candidates |= own
+        candidates = runnable(candidates, not_run, say) | own
         parity = {name: asdict(against(np.asarray(run()), reference)) for name, run in candidates.items()}
         say(f"timing {repeats} rounds at batch {batch_size} on {device}, {threads} threads")
         timings = compare(candidates, repeats, device=device)
@@ -143,6 +143,20 @@ def time_artifact(
     best = min(own, key=lambda name: next(timing.median for timing in timings if timing.name == name)) if on_card(device) else next(reversed(own))
     measured = Measured(timings, parity, not_run, matrix_rate(threads, device, precision), integers, best)
     return _result(artifact, measured, batch_size, threads, device)
+
+
+def runnable(candidates: Mapping[str, Run], not_run: dict[str, str], say: Say) -> dict[str, Run]:
+    """Those that run here; the others, with the reason, go into `not_run`."""
+    found: dict[str, Run] = {}
+    for name, run in candidates.items():
+        try:
+            run()
+        except Exception as error:  # whatever torch or its compiler says of a network that is not ours: the rest is timed
+            not_run[name] = f"{type(error).__name__}: {error}"
+            say(f"{name} cannot run here: {not_run[name]}")
+            continue
+        found[name] = run
+    return found
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ class Card:
     def __init__(self, torch: Any, number: int) -> None:
         self._torch, self._number = torch, number
         self.place = torch.device("cuda", number)
-        self._uploads = torch.cuda.Stream(self.place)
+        self._uploads, self._beside = torch.cuda.Stream(self.place), torch.cuda.Stream(self.place)
         self._pool: Any = None
 
     def current(self) -> contextlib.AbstractContextManager[Any]:
@@ -31,8 +31,12 @@ class Card:
         return self._torch.empty(size, dtype=self._torch.uint8, pin_memory=True)
 
     def memory(self, size: int) -> Any:
-        """`size` bytes on the GPU, uint8."""
-        return self._torch.empty(size, dtype=self._torch.uint8, device=self.place)
+        """`size` bytes on the GPU that uploads go to, uint8.
+
+        Of the stream of uploads: what the work before has freed, and other work may still use, is not among them.
+        """
+        with self._torch.cuda.stream(self._uploads):
+            return self._torch.empty(size, dtype=self._torch.uint8, device=self.place)
 
     def upload(self, pairs: list[tuple[Any, Any]]) -> Any:
         """Copy (to, from) pairs of tensors in the stream of uploads; the event that says they are there."""
@@ -60,13 +64,12 @@ class Card:
 
         The graphs of a card share their memory: they run one after the other. `work` runs twice before, since first runs allocate and choose.
         """
-        torch = self._torch
-        beside, now = torch.cuda.Stream(self.place), torch.cuda.current_stream(self.place)
-        beside.wait_stream(now)
-        with torch.cuda.stream(beside):
+        torch, now = self._torch, self._torch.cuda.current_stream(self.place)
+        self._beside.wait_stream(now)
+        with torch.cuda.stream(self._beside):
             work()
             work()
-        now.wait_stream(beside)
+        now.wait_stream(self._beside)
         self._pool = self._pool or torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
@@ -78,7 +81,8 @@ class Card:
         self._torch.cuda.synchronize(self.place)
 
     def release(self) -> None:
-        """Give memory back that torch keeps for later."""
+        """Give memory back that torch keeps for later; graphs that are captured from now on have memory of their own."""
+        self._pool = None
         self._torch.cuda.empty_cache()
 
     def _event(self, stream: Any) -> Any:

@@ -10,6 +10,7 @@ import contextlib
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +71,8 @@ class CudaRunner:
             self._call = compile_module(torch, module, by_blocks=by_blocks)
         self._slots = [_Slot(torch, card) for _ in range(SLOTS)]
         self._turn, self._trying = 0, False
+        # What cuDNN has planned is known to one thread alone, and an extraction has other threads than the one before it.
+        self._thread = ThreadPoolExecutor(1, "cuda")
         self._seen: set[Shapes] = set()
         self._graphs: dict[Shapes, _Captured] = {}
 
@@ -89,14 +92,27 @@ class CudaRunner:
 
     def submit(self, feeds: Feeds, names: list[str]) -> Pending:
         """Put a batch in; the oldest is waited for where every slot is taken. `names` of the outputs, in the module's order."""
+        return self._thread.submit(self._submit, feeds, names).result()
+
+    def close(self) -> None:
+        """Wait for what is under way, and free graphs and buffers."""
+        try:
+            self._thread.submit(self._close).result()
+        finally:
+            self._thread.shutdown()
+
+    def recover(self) -> None:
+        """After an error: wait for what is under way, and give back what torch keeps, so that a smaller batch finds the memory."""
+        self._thread.submit(self._recover).result()
+
+    def _submit(self, feeds: Feeds, names: list[str]) -> Pending:
         slot = self._slots[self._turn]
         self._turn = (self._turn + 1) % len(self._slots)
         with self._card.current(), self._torch.inference_mode(), kernel_settings(self._torch, self._how):
             tensors = slot.load(feeds)
             return slot.fetch(dict(zip(names, self._compute(tensors), strict=True)))
 
-    def close(self) -> None:
-        """Wait for what is under way, and free graphs and buffers."""
+    def _close(self) -> None:
         with self._card.current():
             self._card.drain()
             self._graphs.clear()
@@ -104,12 +120,11 @@ class CudaRunner:
             self._call = None
             self._card.release()
 
-    def recover(self) -> None:
-        """After an error: wait for what is under way, and give back what torch keeps, so that a smaller batch finds the memory."""
+    def _recover(self) -> None:
         with self._card.current():
-            self._graphs.clear()
             for slot in self._slots:
                 slot.forget()
+            self._graphs.clear()
             self._card.release()
 
     def _compute(self, tensors: dict[str, Any]) -> Any:
@@ -216,8 +231,12 @@ def kernel_settings(torch: Any, how: How) -> Iterator[None]:
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     wanted = list(dict.fromkeys([getattr(SDPBackend, how.attention), SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]))
-    limits = torch._dynamo.config.patch(recompile_limit=SHAPES, accumulated_recompile_limit=SHAPES) if how.compiled else contextlib.nullcontext()
-    with exact_products(tf32=how.tf32), sdpa_kernel(wanted, set_priority=True), limits:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(exact_products(tf32=how.tf32))
+        stack.enter_context(sdpa_kernel(wanted, set_priority=True))
+        if how.compiled:
+            stack.enter_context(torch._dynamo.config.patch(recompile_limit=SHAPES, accumulated_recompile_limit=SHAPES))
+            stack.enter_context(torch.compiler.config.patch(cache_key_tag=how.attention))  # else its cache would not know the one from the other
         yield
 
 
@@ -254,11 +273,15 @@ def choose_attention(torch: Any, place: Any, tokens: tuple[int, int, int] | None
     return "FLASH_ATTENTION" if torch.backends.cuda.can_use_flash_attention(asked) else "EFFICIENT_ATTENTION"
 
 
-def attend_plainly(torch: Any, module: Any) -> None:
-    """Give the autoencoder's attention two plain products where it is in fp16, in place: its one head of 512 fits neither cuDNN nor flash attention.
+def suit_gpu(torch: Any, module: Any) -> None:
+    """Have a module's products take bias and GELU along, and its autoencoder, if that is in fp16, attend by two plain products; in place.
 
-    In bf16 the products between them would be rounded to 8 bits, in fp32 the backend that takes any width is as fast.
+    One head of 512 fits neither cuDNN's nor flash attention. In bf16 what lies between the two products would be rounded to 8 bits; in fp32 the
+    backend that takes any width is as fast.
     """
+    from difffeat.export.layers import set_form
+
+    set_form(module, "epilogue")
     for layer in module.modules():
         if getattr(layer, "heads", 0) == 1 and hasattr(layer, "set_processor") and layer.to_q.weight.dtype == torch.float16:
             layer.set_processor(PlainAttention())

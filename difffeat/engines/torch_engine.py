@@ -15,7 +15,7 @@ from difffeat.engines.artifact import Artifact, load_proto, read_initializers, r
 from difffeat.engines.base import EngineOptions, Pending, Submitting, check_feeds
 from difffeat.engines.driver import gpu_identity
 from difffeat.engines.torch_card import Card
-from difffeat.engines.torch_cuda import SLOTS, CudaRunner, How, attend_plainly, choose_attention
+from difffeat.engines.torch_cuda import SLOTS, CudaRunner, How, choose_attention, suit_gpu
 from difffeat.errors import ConfigError, EngineError, ForeignGraph, MissingExtra, OutOfMemory, ProviderMissing
 from difffeat.recipe import GraphRecipe
 
@@ -64,7 +64,7 @@ class TorchEngine(Submitting):
     def _open_on_gpu(self, card: Card, options: EngineOptions, say: Callable[[str], None]) -> None:
         torch, dtype = self._torch, {"fp16": self._torch.float16, "bf16": self._torch.bfloat16}.get(self.precision, self._torch.float32)
         self._module.to(card.place)
-        attend_plainly(torch, self._module)
+        suit_gpu(torch, self._module)
         heads = None if self.recipe.takes_text or not hasattr(self._module, "trunk") else _image_heads(self.recipe)
         compiled = options.compile is not False
         how = How(

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from difffeat.errors import GraphError
 from difffeat.export.folded import DiTTrunk, PlaidTrunk
-from difffeat.export.layers import Affine, Scale
+from difffeat.export.layers import Affine, Scale, set_form
 from difffeat.export.plaid import NORM_EPS
 from difffeat.export.vae import VaeEncoder
 from difffeat.recipe import ALIASES_KEY, METADATA_KEY, GraphRecipe, canonical_json
@@ -290,9 +290,9 @@ def _exported(spec: GraphSpec) -> Any:
     """torch.export and the conversion, quietly; what the exporter says is kept for the error message."""
     axes = {name: torch.export.Dim(name, max=65536) for per_input in spec.dynamic.values() for name in per_input.values()}
     shapes = {name: {axis: axes[label] for axis, label in spec.dynamic.get(name, {}).items()} for name in spec.feeds}
-    with quietly() as spoken:
+    with quietly() as spoken, _plainly(spec.module) as module:
         program = torch.onnx.export(
-            spec.module.eval(),
+            module,
             args=(),
             kwargs=dict(spec.feeds),
             dynamo=True,
@@ -306,6 +306,16 @@ def _exported(spec: GraphSpec) -> Any:
     if program is None:
         raise GraphError(f"torch.onnx.export returned nothing: {spoken.getvalue()}")
     return program
+
+
+@contextlib.contextmanager
+def _plainly(module: nn.Module) -> Iterator[nn.Module]:
+    """Products in the form that graphs are exported in."""
+    set_form(module, "plain")
+    try:
+        yield module.eval()
+    finally:
+        set_form(module, "host")
 
 
 @contextlib.contextmanager

@@ -27,10 +27,11 @@ CPU_TYPES = cpu_types()
 class Affine(nn.Module):
     """y = x · weight + bias, in the weight's type; weight [in, out].
 
-    `epilogues`: on a GPU, bias and GELU go along in the kernel of the product. Graphs are exported without.
+    `form` says how it is computed: `host` as the CPU does it well, `plain` as graphs are exported, `epilogue` with bias and GELU in the kernel of the
+    product, for GPUs. It is set by whoever exports or runs the module: torch.compile of torch 2.11 takes every compilation for an export.
     """
 
-    epilogues = True
+    form = "host"
 
     def __init__(self, inputs: int, outputs: int, bias: bool = True) -> None:
         super().__init__()
@@ -39,29 +40,28 @@ class Affine(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.to(self.weight.dtype)
-        if self.bias is not None and self._has_epilogues():
+        if self.form == "epilogue" and self.bias is not None:
             return torch.addmm(self.bias, x.flatten(0, -2), self.weight).unflatten(0, x.shape[:-1])
-        if self.weight.is_cuda or torch.compiler.is_exporting() or self.weight.dtype in CPU_TYPES:
-            y = x @ self.weight
-        else:
+        if self.form == "host" and not self.weight.is_cuda and self.weight.dtype not in CPU_TYPES:
             # Sums in fp32, rounded once, as matrix units do; CPUs without such units take many times as long over torch's own half-precision product.
             y = (x.float() @ self.weight.float()).to(self.weight.dtype)
+        else:
+            y = x @ self.weight
         return y if self.bias is None else y + self.bias
 
     def gelu(self, x: Tensor) -> Tensor:
         """GELU of y, in its tanh form."""
-        if self.bias is None or self.weight.dtype == torch.float32 or not self._has_epilogues():
+        if self.form != "epilogue" or self.bias is None or self.weight.dtype == torch.float32:
             return F.gelu(self(x), approximate="tanh")
         x = x.to(self.weight.dtype)
         return torch._addmm_activation(self.bias, x.flatten(0, -2), self.weight, use_gelu=True).unflatten(0, x.shape[:-1])
 
-    def _has_epilogues(self) -> bool:
-        return self.epilogues and on_gpu(self.weight) and not torch.compiler.is_exporting()
 
-
-def on_gpu(weight: Tensor) -> bool:
-    """Whether a product with this weight runs on a GPU."""
-    return weight.is_cuda
+def set_form(module: nn.Module, form: str) -> None:
+    """Have every `Affine` of a module computed in a form."""
+    for layer in module.modules():
+        if isinstance(layer, Affine):
+            layer.form = form
 
 
 class Scale(nn.Module):

@@ -34,7 +34,7 @@ def run(folder: Path, *options: str, **environment: str) -> subprocess.Completed
 def test_a_rehearsal_ends_with_every_steps_table(tmp_path: Path) -> None:
     done = run(tmp_path, "--rehearse", "--budget", "270", "--prepare", str(tmp_path / "prepared"), DIFFFEAT_COMMIT="abc")
     assert done.returncode == 0, done.stderr[-3000:]
-    assert {path.name for path in tmp_path.iterdir()} == {"gpu.jsonl", "gpu.txt", "prepared"}
+    assert {path.name for path in tmp_path.iterdir()} == {"gpu.jsonl", "gpu.txt", "tests-gpu.txt", "prepared"}
     found = rows(tmp_path)
     begins, ends = found[0], found[-1]
     assert begins["name"] == "begins"

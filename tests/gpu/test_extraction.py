@@ -34,7 +34,7 @@ def command(artifact: Path, source: Path, out: Path) -> list[str]:
 def test_killed_and_resumed_to_the_same_bytes(name: str, tmp_path: Path) -> None:
     require_autoencoder(name)
     artifact, source = exported(name, "fp16").path, folder_of_images(tmp_path / "images", IMAGES)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
     subprocess.run(command(artifact, source, tmp_path / "whole"), check=True, env=environment, cwd=ROOT, capture_output=True, timeout=240)
     out = tmp_path / "out"
     running = subprocess.Popen(command(artifact, source, out), env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

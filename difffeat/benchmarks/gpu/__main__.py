@@ -7,6 +7,7 @@ import math
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -26,7 +27,7 @@ from difffeat.errors import DifffeatError, ProviderMissing
 MODULE = "difffeat.benchmarks.gpu"
 SLACK = 3.0
 """A step that takes so many times its estimate is stopped."""
-PREPARING_SECONDS = 120.0
+PREPARING_SECONDS, PREPARING_THREADS = 120.0, 4
 
 
 @dataclass
@@ -77,19 +78,32 @@ def run_step(name: str, given: argparse.Namespace) -> None:
 
 def _in_its_own_process(name: str, given: argparse.Namespace, seconds: float, journal: Journal) -> bool:
     """Whether the step ended well. One that dies, or takes too long, costs its own rows only."""
-    started = time.monotonic()
+    started, code = time.monotonic(), _group(_command(given, "--step", name), seconds)
+    failed = f"stopped after {seconds:.0f} s" if code is None else f"exit code {code}; its messages stand above"
+    journal.note(name, seconds=round(time.monotonic() - started, 1), **({} if code == 0 else {"failed": failed}))
+    return code == 0
+
+
+def _group(command: list[str], seconds: float) -> int | None:
+    """A command's exit code; None where it took too long. Its own children end with it: one that is left over would slow what comes next."""
+    process = subprocess.Popen(command, start_new_session=True)
     try:
-        code = subprocess.run(_command(given, "--step", name), timeout=seconds).returncode
-        told = {} if code == 0 else {"failed": f"exit code {code}; its messages stand above"}
+        return process.wait(seconds)
     except subprocess.TimeoutExpired:
-        told = {"failed": f"stopped after {seconds:.0f} s"}
-    journal.note(name, seconds=round(time.monotonic() - started, 1), **told)
-    return not told
+        return None
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def _start_preparing(given: argparse.Namespace, models: list[str]) -> dict[str, subprocess.Popen[bytes]]:
     """Weights and artifacts are made on the CPU beside the tests, which are not timed. A rehearsal, on few cores, makes them one after the other."""
-    commands = {model: _command(given, "--prepare-only", model) for model in models if not (_prepared(given) / f"{model}.done").is_file()}
+    commands = {
+        model: _command(given, "--prepare-only", model, threads=PREPARING_THREADS)
+        for model in models
+        if not (_prepared(given) / f"{model}.done").is_file()
+    }
     if given.rehearse:
         for command in commands.values():
             subprocess.run(command, check=True)
@@ -112,8 +126,9 @@ def _wait_for(preparing: dict[str, subprocess.Popen[bytes]], budget: Budget, jou
     return failed
 
 
-def _command(given: argparse.Namespace, *what: str) -> list[str]:
-    options = ["--output", str(given.output), "--prepare", str(_prepared(given)), "--threads", str(given.threads), "--compiler", given.compiler]
+def _command(given: argparse.Namespace, *what: str, threads: int | None = None) -> list[str]:
+    options = ["--output", str(given.output), "--prepare", str(_prepared(given)), "--threads", str(threads or given.threads)]
+    options += ["--compiler", given.compiler]
     return [sys.executable, "-m", MODULE, *what, *options, *(["--rehearse"] if given.rehearse else [])]
 
 
@@ -173,6 +188,9 @@ def main(arguments: list[str] | None = None) -> None:
         if given.step:
             run_step(given.step, given)
         elif given.prepare_only:
+            import torch
+
+            torch.set_num_threads(given.threads)
             prepare(_prepared(given), _sizes(given), given.prepare_only, lambda message, **_: print(message, file=sys.stderr, flush=True))
         elif run_all(given):
             sys.exit(1)

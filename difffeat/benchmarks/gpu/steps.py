@@ -19,6 +19,7 @@ from difffeat.engines.driver import Driver, probe_driver
 REHEARSED_TESTS = "from-latents-fp16 or text-fp16 or in_order"
 """Of tests/gpu, in a rehearsal: all of it takes minutes on two cores."""
 MOST_WORKERS = 8
+TESTS_OUTPUT = "tests-gpu.txt"
 
 
 @dataclass(frozen=True)
@@ -56,13 +57,16 @@ def _tests(journal: Journal, call: Call) -> None:
     workers = min(MOST_WORKERS, (os.cpu_count() or 2) // 2)
     spread = ["-n", str(workers), "--dist", "load"] if workers > 1 and importlib.util.find_spec("xdist") is not None else []
     command = [sys.executable, "-m", "pytest", "tests/gpu", "-rfE", "--show-capture=no", "--tb=short", "-W", "default", "-m", "gpu", *spread]
-    environment = {**os.environ, "DIFFFEAT_DATA": str(call.work / "data")}
+    environment = {**os.environ, "DIFFFEAT_DATA": str(call.work / "data"), "TORCHINDUCTOR_COMPILE_THREADS": "2"}
     if call.sizes.device == "cpu":
         command += ["-k", REHEARSED_TESTS]
         environment["DIFFFEAT_GPU_TESTS"] = "rehearse"
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
-    journal.text(done.stdout[-8000:])
-    counts = {kind: int(count) for count, kind in re.findall(r"(\d+) (passed|failed|skipped|error)s?\b", done.stdout)}
+    output = journal.folder / TESTS_OUTPUT
+    with output.open("w") as file:  # and not a pipe, whose content is lost where the step takes too long
+        done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
+    said = output.read_text()
+    journal.text(said[-8000:])
+    counts = {kind: int(count) for count, kind in re.findall(r"(\d+) (passed|failed|skipped|error)s?\b", said)}
     journal.note("tests/gpu", exit_code=done.returncode, **counts)
     if done.returncode:
         raise SystemExit("tests/gpu failed")
@@ -134,12 +138,12 @@ def _fp8(journal: Journal, call: Call) -> None:
 
 STEPS: Mapping[str, Step] = {
     "doctor": Step(10, _doctor),
-    "tests": Step(100, _tests),
+    "tests": Step(150, _tests),
     "ceilings": Step(45, _ceilings),
     "trunk": Step(75, _trunk),
     "encoder": Step(90, _encoder),
-    "engine": Step(100, _engine, ("dit",)),
-    "extract": Step(60, _extract, ("dit",)),
+    "engine": Step(110, _engine, ("dit",)),
+    "extract": Step(70, _extract, ("dit",)),
     "resume": Step(90, _resume, ("dit",)),
     "plaid": Step(70, _plaid, ("plaid",)),
     "bf16": Step(130, _bf16),

@@ -34,7 +34,10 @@ def target_of(sizes: Sizes, threads: int) -> Target:
 
 
 def run_engine(journal: Journal, sizes: Sizes, folder: Path, engines: tuple[str, ...], threads: int) -> None:
-    """The step on batches through the engine: all candidates from latents, then `run` against `submit` from latents and from pixels."""
+    """The step on batches through the engine: all candidates from latents, then `run` against `submit` from latents and from pixels.
+
+    torch.compile of the unfolded network has its row in the step `trunk`.
+    """
     import torch
 
     torch._dynamo.reset()
@@ -42,7 +45,7 @@ def run_engine(journal: Journal, sizes: Sizes, folder: Path, engines: tuple[str,
     backbone = open_backbone(folder, sizes, "dit")
     result = time_artifact(
         backbone, artifact, batch_size=sizes.latents_batch, repeats=sizes.repeats, threads=threads, device=sizes.device, engines=engines,
-        compiled=sizes.compiler == "inductor", say=_say,
+        say=_say,
     )  # fmt: skip
     del backbone
     journal.text(result["text"])
@@ -78,15 +81,19 @@ def run_resume(journal: Journal, sizes: Sizes, folder: Path, work: Path) -> None
     if not photos.is_dir():
         write_photos(photos, sizes.resumed)
     seconds = _extracted(artifact, photos, work / "whole", sizes)
-    running = subprocess.Popen(_command(artifact, photos, work / "resumed", sizes), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    receipts = work / "resumed" / "receipts"
-    while running.poll() is None and not any(receipts.glob("*.json")):
-        time.sleep(0.01)
-    running.send_signal(signal.SIGKILL)
-    running.wait()
+    with (work / "killed.log").open("w") as log:
+        running = subprocess.Popen(_command(artifact, photos, work / "resumed", sizes), stdout=log, stderr=log)
+        receipts = work / "resumed" / "receipts"
+        while running.poll() is None and not any(receipts.glob("*.json")):
+            time.sleep(0.005)
+        running.send_signal(signal.SIGKILL)
+        running.wait()
     done = len(list(receipts.glob("*.json")))
+    mine = _shards(work / "whole")
+    if not 1 <= done < len(mine):
+        raise SystemExit(f"killed with {done} of {len(mine)} shards, which shows nothing; it said: {(work / 'killed.log').read_text()[-2000:]}")
     again = _extracted(artifact, photos, work / "resumed", sizes)
-    mine, theirs = (_shards(work / name) for name in ("whole", "resumed"))
+    theirs = _shards(work / "resumed")
     journal.note(
         "killed and resumed", same_bytes=mine == theirs, shards=len(mine), done_when_killed=done, seconds_whole=round(seconds, 1),
         seconds_resumed=round(again, 1), images=sizes.resumed,
