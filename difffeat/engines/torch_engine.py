@@ -188,8 +188,8 @@ def _failures_told(torch: Any, device: str) -> Iterator[None]:
     """Torch's errors as ours: OutOfMemory for its own exception, for the CPU's allocator and for cuBLAS and cuDNN, which have none of their own."""
     try:
         yield
-    except (RuntimeError, IndexError) as error:
-        if isinstance(error, torch.OutOfMemoryError) or _MEMORY_WORDS.search(str(error)):
+    except (RuntimeError, IndexError, MemoryError) as error:
+        if isinstance(error, torch.OutOfMemoryError | MemoryError) or _MEMORY_WORDS.search(str(error)):
             raise OutOfMemory(f"{device} is out of memory ({error}). Finished shards are kept; use a smaller --batch-size.") from error
         if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             raise EngineError(f"torch.compile failed: {error}. Pass --no-compile; on a GPU it needs triton and a C compiler.") from error

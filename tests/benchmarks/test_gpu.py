@@ -83,6 +83,29 @@ def test_without_a_gpu_it_says_so_and_names_the_rehearsal(monkeypatch: pytest.Mo
         gpu.main(["--output", str(tmp_path)])
 
 
+def test_a_torch_that_does_not_see_the_card_is_told_before_any_step(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import torch
+
+    monkeypatch.setattr(gpu, "probe_driver", lambda: Driver((13, 0), (Gpu("a card", (9, 0), 80 << 30),), None))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match=r"ProviderMissing: .* torch 2\.\S+ sees none \(built for CUDA .*\)\. Run difffeat doctor\."):
+        gpu.main(["--output", str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--budget", "0"], "ConfigError: --budget must be a number of seconds above 0, got 0;"),
+        (["--budget", "nan"], "ConfigError: --budget must be a number of seconds above 0, got nan;"),
+        (["--threads", "0"], "ConfigError: --threads must be at least 1, got 0"),
+        (["--output", __file__], "FileExistsError: "),
+    ],
+)
+def test_what_cannot_be_is_refused_at_once(options: list[str], message: str, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=message):
+        gpu.main(["--rehearse", "--only", "fp8", "--output", str(tmp_path), *options])
+
+
 def test_an_unknown_step_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         gpu.main(["--only", "trunk,trank"])

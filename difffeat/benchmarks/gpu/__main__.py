@@ -16,13 +16,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from difffeat.benchmarks.asking import require_counts
 from difffeat.benchmarks.gpu.journal import ROWS, TEXT, Journal
 from difffeat.benchmarks.gpu.prepared import MODELS, prepare
 from difffeat.benchmarks.gpu.sizes import CARD, REHEARSAL, Sizes
 from difffeat.benchmarks.gpu.steps import REHEARSAL_SECONDS, STEPS, UNTIMED, Call
 from difffeat.benchmarks.timing import machine
 from difffeat.engines.driver import probe_driver
-from difffeat.errors import DifffeatError, ProviderMissing
+from difffeat.errors import ConfigError, DifffeatError, ProviderMissing
 
 MODULE = "difffeat.benchmarks.gpu"
 SLACK = 3.0
@@ -45,9 +46,10 @@ class Budget:
 
 def run_all(given: argparse.Namespace) -> int:
     """Every step that was asked for and fits. Returns how many failed. Raises ProviderMissing where there is no GPU, unless it is a rehearsal."""
-    driver, budget = probe_driver(), Budget(given.budget, time.monotonic())
-    if driver.problem is not None and not given.rehearse:
-        raise ProviderMissing(f"the GPU tables need an NVIDIA GPU, and {driver.problem}. Pass --rehearse for the small backbones on the CPU.")
+    _require_counts(given)
+    if not given.rehearse:
+        _require_card()
+    budget = Budget(given.budget, time.monotonic())
     given.output.mkdir(parents=True, exist_ok=True)
     journal = Journal(given.output, "run")
     journal.note("begins", **_about(given))
@@ -65,6 +67,23 @@ def run_all(given: argparse.Namespace) -> int:
         failed += not _in_its_own_process(name, given, min(budget.left, SLACK * max(estimate, 60.0)), journal)
     journal.note("ends", failed=failed, seconds=round(time.monotonic() - budget.started, 1))
     return failed
+
+
+def _require_counts(given: argparse.Namespace) -> None:
+    require_counts(threads=given.threads)
+    if given.budget is not None and not 0 < given.budget < math.inf:
+        raise ConfigError(f"--budget must be a number of seconds above 0, got {given.budget:g}; leave it out for no limit.")
+
+
+def _require_card() -> None:
+    """Raises ProviderMissing for a machine without a GPU, and for a torch that does not see it."""
+    import torch
+
+    why = probe_driver().problem
+    if why is None and not torch.cuda.is_available():
+        why = f"torch {torch.__version__} sees none (built for CUDA {torch.version.cuda or 'not at all'}). Run difffeat doctor"
+    if why is not None:
+        raise ProviderMissing(f"the GPU tables need an NVIDIA GPU, and {why}. Pass --rehearse for the small backbones on the CPU.")
 
 
 def run_step(name: str, given: argparse.Namespace) -> None:
@@ -175,6 +194,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _names(text: str) -> tuple[str, ...]:
     names = tuple(part.strip() for part in text.split(",") if part.strip())
+    if not names:
+        raise argparse.ArgumentTypeError(f"no step was named; there are {', '.join(STEPS)}")
     if unknown := [name for name in names if name not in STEPS]:
         raise argparse.ArgumentTypeError(f"no step is called {', '.join(unknown)}; there are {', '.join(STEPS)}")
     return names
@@ -194,7 +215,7 @@ def main(arguments: list[str] | None = None) -> None:
             prepare(_prepared(given), _sizes(given), given.prepare_only, lambda message, **_: print(message, file=sys.stderr, flush=True))
         elif run_all(given):
             sys.exit(1)
-    except DifffeatError as error:
+    except (DifffeatError, OSError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
 
 
