@@ -11,6 +11,8 @@ _HALF = (7, 0)
 """First compute capability with units for products in fp16; below it half precision gains nothing."""
 _NATIVE = (7, 5)
 """First compute capability that TensorRT 10.13 to 11 supports."""
+_TRITON = (7, 0)
+"""First compute capability that torch.compile's code generator supports."""
 _INT8 = "int8, by difffeat quantize, is faster still, and further from fp32"
 
 
@@ -66,9 +68,15 @@ def _candidates(gpu: Gpu, driver: Driver, installed: Installed) -> list[tuple[st
     return [
         ("trt", _plans_problem("trt", installed.tensorrt, "tensorrt", installed, gpu), "TensorRT tunes a plan for this GPU"),
         ("rtx", _plans_problem("rtx", installed.rtx, "rtx", installed, gpu), "TensorRT-RTX is for this GPU, and compiles in seconds"),
-        ("torch", torch_problem(gpu, driver, installed), "torch compiles the graph for this GPU"),
+        ("torch", torch_problem(gpu, driver, installed), _of_torch(gpu)),
         ("ort", installed.ort_cuda_problem and f"ort: {installed.ort_cuda_problem}", "ONNX Runtime runs the graph as it is"),
     ]
+
+
+def _of_torch(gpu: Gpu) -> str:
+    if gpu.capability < _TRITON:
+        return f"with --no-compile, since triton is for compute capability {_TRITON[0]}.{_TRITON[1]} and later"
+    return "torch compiles the graph for this GPU"
 
 
 def _plans_problem(engine: str, there: bool, extra: str, installed: Installed, gpu: Gpu) -> str | None:

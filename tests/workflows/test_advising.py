@@ -76,7 +76,7 @@ def test_a_driver_older_than_torch_is_told_and_onnx_runtime_taken_where_it_runs(
 
 def test_old_cards_gain_nothing_from_half_precision() -> None:
     assert advise(card("Tesla P100"), replace(TORCH, torch_cards=("sm_60",))) == Advice(
-        "torch", "cuda", "fp32", "Tesla P100, compute capability 6.0; torch compiles the graph for this GPU; "
+        "torch", "cuda", "fp32", "Tesla P100, compute capability 6.0; with --no-compile, since triton is for compute capability 7.0 and later; "
         "trt: TensorRT is for compute capability 7.5 and later; rtx: TensorRT-RTX does not run on this GPU",
     )  # fmt: skip
 
