@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from difffeat.engines.driver import probe_driver
+from difffeat.engines.driver import gpu_number, probe_driver
 from difffeat.engines.onnxruntime_engine import import_onnxruntime
 from difffeat.engines.tensorrt_build import import_builder
 from difffeat.errors import ConfigError, ProviderMissing
@@ -65,14 +65,6 @@ def require_engine(engine: str, device: str) -> None:
     if driver.problem is not None or number >= len(driver.gpus):
         why = driver.problem or f"the driver lists {len(driver.gpus)} GPUs"
         raise ProviderMissing(f"{device} was asked for, but {why}. Pass --device cpu, or run difffeat doctor.")
-
-
-def gpu_number(device: str) -> int | None:
-    """The number in `cuda` (0) or `cuda:<n>`, None for `cpu`. Raises ConfigError for what names no device."""
-    kind, _, number = device.partition(":")
-    if kind not in ("cpu", "cuda") or (number and not (kind == "cuda" and number.isdigit())) or device.endswith(":"):
-        raise ConfigError(f"--device must be cpu, cuda or cuda:<n>, got {device!r}.")
-    return int(number or 0) if kind == "cuda" else None
 
 
 def names(text: str) -> tuple[str, ...]:

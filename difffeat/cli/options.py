@@ -17,6 +17,8 @@ CudaGraphs = Annotated[
     typer.Option("--cuda-graphs/--no-cuda-graphs", help="Replay CUDA graphs of shapes that come again; default: torch, for batches of up to 8."),
 ]
 Tf32 = Annotated[bool, typer.Option("--tf32", help="torch on a GPU: round the inputs of fp32 products to TF32, 10 bits of mantissa as in fp16.")]
+ChannelsLast = Annotated[bool, typer.Option("--channels-last", help="torch: convolutions with channels innermost.")]
+TensorrtProvider = Annotated[bool, typer.Option("--tensorrt-provider", help="ort: its own TensorRT provider, on a GPU.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 Preprocess = Annotated[str, typer.Option(help="center (crop) or squash (keeps what lies at the edges).")]
 CaptionProtocol = Annotated[str, typer.Option(help="joined (all captions of a sample) or first.")]

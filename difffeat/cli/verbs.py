@@ -13,6 +13,7 @@ from difffeat.cli.config import read_config
 from difffeat.cli.options import (
     BatchSize,
     CaptionProtocol,
+    ChannelsLast,
     Compile,
     CudaGraphs,
     Device,
@@ -23,6 +24,7 @@ from difffeat.cli.options import (
     Overwrite,
     Preprocess,
     ShardSize,
+    TensorrtProvider,
     Tf32,
     Threads,
 )
@@ -178,6 +180,8 @@ def verify(
     threads: Threads = None,
     compile: Compile = None,
     tf32: Tf32 = False,
+    channels_last: ChannelsLast = False,
+    tensorrt_provider: TensorrtProvider = False,
     cuda_graphs: CudaGraphs = None,
     samples: Annotated[int, typer.Option(help="How many samples, evenly spread.")] = 64,
     batches: Annotated[str, typer.Option(help="Batch sizes to verify at: smallest, usual, largest.")] = "1,8,32",
@@ -198,7 +202,9 @@ def verify(
 
     result = run_verify(
         artifact, source, reference=reference, engine=engine, device=device, threads=threads, samples=samples,
-        options=EngineOptions(compile=compile, tf32=tf32, cuda_graphs=cuda_graphs),
+        options=EngineOptions(
+            compile=compile, tf32=tf32, channels_last=channels_last, tensorrt_provider=tensorrt_provider, cuda_graphs=cuda_graphs
+        ),
         batches=[int(size) for size in parse_numbers(batches, "--batches", whole=True)], promoting=promote, probe=probe,
         run=RunRecipe(seed=seed, preprocessing=preprocess, captions=captions), source_options=source_options, say=say(as_json),
     )  # fmt: skip
@@ -224,8 +230,8 @@ def extract(
     threads: Threads = None,
     compile: Compile = None,
     tf32: Tf32 = False,
-    channels_last: Annotated[bool, typer.Option("--channels-last", help="torch: convolutions with channels innermost.")] = False,
-    tensorrt_provider: Annotated[bool, typer.Option("--tensorrt-provider", help="ort: its own TensorRT provider, on a GPU.")] = False,
+    channels_last: ChannelsLast = False,
+    tensorrt_provider: TensorrtProvider = False,
     cuda_graphs: CudaGraphs = None,
     batch_size: BatchSize = "32",
     shard_size: ShardSize = 1024,
@@ -284,6 +290,8 @@ def plan(
     threads: Threads = None,
     compile: Compile = None,
     tf32: Tf32 = False,
+    channels_last: ChannelsLast = False,
+    tensorrt_provider: TensorrtProvider = False,
     cuda_graphs: CudaGraphs = None,
     batch_size: BatchSize = "32",
     shard_size: ShardSize = 1024,
@@ -304,7 +312,9 @@ def plan(
     from difffeat.workflows.planning import run_plan
 
     size = parse_auto(batch_size, "--batch-size")
-    options = engine_options(engine, size, compile=compile, tf32=tf32, cuda_graphs=cuda_graphs)
+    options = engine_options(
+        engine, size, compile=compile, tf32=tf32, channels_last=channels_last, tensorrt_provider=tensorrt_provider, cuda_graphs=cuda_graphs
+    )
     opening = Opening(artifact=artifact, engine=engine, device=device, threads=threads, options=options, latent_cache=latents)
     result = run_plan(
         opening, source, output, run=RunRecipe(draws=draws, preprocessing=preprocess, captions=captions, store_dtype=store_dtype), batch_size=size,

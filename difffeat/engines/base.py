@@ -9,6 +9,7 @@ An engine is opened with `with`; it declares its inputs and outputs and never ch
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -51,6 +52,13 @@ class EngineOptions:
     winograd: bool = True
     plans: Mapping[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        for name in (*SWITCHES, "winograd"):
+            if not isinstance(getattr(self, name), bool | None):
+                raise ConfigError(f"{name} must be True or False, got {getattr(self, name)!r}.")
+        if isinstance(self.batch, bool) or not isinstance(self.batch, int) or self.batch < 1:
+            raise ConfigError(f"batch must be a whole number of at least 1, got {self.batch!r}.")
+
     def switched(self, *names: str) -> dict[str, str]:
         """Those of the named switches that are not at their default, as an engine's `identity` has them."""
         default = EngineOptions()
@@ -79,18 +87,25 @@ SWITCHES = {
 """Those of `EngineOptions` that are options of the command line -> the engines that have them."""
 
 
+def recorded_switches(engine: Mapping[str, str]) -> dict[str, bool]:
+    """The switches that an engine's `identity` has, by their names in `EngineOptions`."""
+    return {name: engine[name] == "true" for name in SWITCHES if engine.get(name) in ("true", "false")}
+
+
 class Pending:
-    """A batch under way."""
+    """A batch under way. It may be asked for by several threads: whoever needs its buffers waits for whoever is reading them."""
 
     def __init__(self, finish: Callable[[], dict[str, np.ndarray]]) -> None:
         self._finish: Callable[[], dict[str, np.ndarray]] | None = finish
         self._found: dict[str, np.ndarray] = {}
+        self._reading = threading.Lock()
 
     def result(self) -> dict[str, np.ndarray]:
         """Its outputs, as `Engine.run` returns them; waits until they are there."""
-        if self._finish is not None:
-            self._found, self._finish = self._finish(), None
-        return self._found
+        with self._reading:
+            if self._finish is not None:
+                self._found, self._finish = self._finish(), None
+            return self._found
 
 
 class Submitting:

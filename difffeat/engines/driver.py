@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 from dataclasses import dataclass
 from typing import Any
+
+from difffeat.errors import ConfigError
 
 _LIBRARY = "libcuda.so.1"
 _MAJOR, _MINOR = 75, 76
@@ -113,10 +116,17 @@ def _told(cuda: ctypes.CDLL, status: int) -> str:
     return f"{text}; {advice}" if advice else text
 
 
+def gpu_number(device: str) -> int | None:
+    """The number in `cuda` (0) or `cuda:<n>`, None for `cpu`. Raises ConfigError for what names no device."""
+    found = re.fullmatch(r"cpu|cuda(?::([0-9]+))?", device)
+    if found is None:
+        raise ConfigError(f"--device must be cpu, cuda or cuda:<n>, got {device!r}.")
+    return None if device == "cpu" else int(found[1] or 0)
+
+
 def gpu_identity(device: str) -> dict[str, str]:
     """The GPU behind `cuda` or `cuda:<n>`, as an engine's `identity` has it; nothing for a CPU."""
-    kind, _, number = device.partition(":")
-    if kind != "cuda":
+    if (number := gpu_number(device)) is None:
         return {}
-    gpu = probe_driver().gpu(int(number or 0))
+    gpu = probe_driver().gpu(number)
     return {"gpu": "one that the NVIDIA driver does not name" if gpu is None else str(gpu)}

@@ -14,7 +14,7 @@ import numpy as np
 from difffeat.engines import onnxruntime_cuda, winograd
 from difffeat.engines.artifact import Artifact, load_proto, read_specs
 from difffeat.engines.base import EngineOptions, Submitting, check_feeds
-from difffeat.engines.driver import gpu_identity, probe_driver
+from difffeat.engines.driver import gpu_identity, gpu_number, probe_driver
 from difffeat.errors import ConfigError, EngineError, MissingExtra, OutOfMemory, ProviderMissing
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": onnxruntime_cuda.CUDA}
@@ -157,14 +157,12 @@ def import_onnxruntime() -> Any:
 
 def provider_for(device: str, options: EngineOptions) -> tuple[str, dict[str, str]]:
     """Provider and its settings for a device."""
-    kind, _, number = device.partition(":")
-    if kind not in _PROVIDERS or (number and not (kind == "cuda" and number.isdigit())):
-        raise ConfigError(f"device must be cpu, cuda or cuda:<n>, got {device!r}")
+    number = gpu_number(device)
     if options.tensorrt_provider:
-        if kind == "cpu":
+        if number is None:
             raise ConfigError("--tensorrt-provider runs on a GPU. Pass --device cuda.")
-        return _TENSORRT, {"device_id": number or "0"}
-    return _PROVIDERS[kind], {"device_id": number or "0", **_EXACT} if kind == "cuda" else {}
+        return _TENSORRT, {"device_id": str(number)}
+    return (_PROVIDERS["cpu"], {}) if number is None else (_PROVIDERS["cuda"], {"device_id": str(number), **_EXACT})
 
 
 def forbid_tf32() -> None:

@@ -49,8 +49,8 @@ def build_plan(
     """Compile a graph of an artifact, unless a sealed plan of the same graph, builder, profile and device is there.
 
     **Arguments:** `engine` `trt` (needs a GPU: plans are tuned on it) or `rtx` (builds on any machine); `level` the builder's optimisation level,
-    0..5; `device` number of the GPU, or `ahead` (rtx) for a plan that is for no GPU in particular. None: the first GPU; rtx builds ahead of time
-    where there is none, or one that it does not run on, since such a plan is still good for the GPUs of other machines.
+    0..5; `device` number of the GPU, or `ahead` (rtx) for a plan that is for no GPU in particular. None: the first GPU that the engine
+    runs on; rtx builds ahead of time where there is none, since such a plan is still good for the GPUs of other machines.
 
     Raises MissingExtra, ProviderMissing (no GPU, none of that number, or one that rtx does not run on), ConfigError (int8, a level that there is
     not, `ahead` for trt, no key to seal with), OutOfMemory, EngineError (the builder refuses the graph), GraphError.
@@ -179,8 +179,7 @@ def _target(engine: str, driver: Driver, device: int | Literal["ahead"] | None) 
             f"TensorRT tunes a plan on the GPU it is for, and {driver.problem}. Build on the machine that will run it, or --engine rtx."
         )
     if device is None:
-        first = driver.gpu(0)
-        return 0 if engine == "trt" or (first is not None and rtx_cards.supported(first)) else None
+        return 0 if engine == "trt" else next((number for number, gpu in enumerate(driver.gpus) if rtx_cards.supported(gpu)), None)
     if (gpu := driver.gpu(device)) is None:
         raise ProviderMissing(f"cuda:{device} was asked for, but the driver lists {len(driver.gpus)} GPUs. Run difffeat doctor.")
     if engine == "rtx":

@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar
 
 from difffeat.engines.artifact import load_proto, read_specs
 from difffeat.engines.base import TensorSpec
+from difffeat.engines.rtx_cards import TURING
 from difffeat.errors import EngineError, OutOfMemory
 
 WORKSPACE = 4 << 30
@@ -143,9 +144,15 @@ def _built(
     config.add_optimization_profile(profile)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise native_error(log, f"TensorRT {trt.__version__} cannot build {path}", "Try --dtype fp32, or --engine ort.")
+        raise native_error(log, f"TensorRT {trt.__version__} cannot build {path}", _advice(capability))
     timings.keep(config)
     return memoryview(plan)
+
+
+def _advice(capability: tuple[int, int] | None) -> str:
+    if capability == TURING:
+        return "For compute capability 7.5 TensorRT-RTX compiles graphs of images in fp16 alone: export with --dtype fp16, or take --engine torch."
+    return "Export with another --dtype, or take --engine torch."
 
 
 def _config(trt: Any, builder: Any, level: int | None, capability: tuple[int, int] | None, progress: Progress) -> Any:

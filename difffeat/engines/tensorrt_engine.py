@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import threading
 import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
@@ -18,7 +19,7 @@ import numpy as np
 from difffeat.engines.artifact import Artifact, load_proto, read_specs, resolve
 from difffeat.engines.base import Pending, TensorSpec, check_feeds
 from difffeat.engines.cuda import Cuda
-from difffeat.engines.driver import probe_driver
+from difffeat.engines.driver import gpu_number, probe_driver
 from difffeat.engines.rtx_cards import require_supported
 from difffeat.engines.tensorrt_build import PACKAGES, import_builder
 from difffeat.engines.tensorrt_compile import make_logger, native_error, started
@@ -55,7 +56,7 @@ class TensorRtEngine:
         content = read_plan(plan)
         self._cuda = Cuda(number, PACKAGES[engine][1])
         self._slots: list[_Slot] = []
-        self._turn, self.copy_seconds = 0, 0.0
+        self._turn, self.copy_seconds, self._submitting = 0, 0.0, threading.Lock()
         try:
             self._log = make_logger(trt)  # the runtime does not keep its logger alive
             self._runtime: Any = started(trt.Runtime, self._log)
@@ -88,11 +89,12 @@ class TensorRtEngine:
         check_feeds(self.inputs, feeds)
         self._check_profile(feeds)
         self._cuda.select()  # a stage of an extraction runs in a thread of its own, whose current device is the first
-        slot = self._slots[self._turn]
-        self._turn = (self._turn + 1) % len(self._slots)
-        pending = slot.start(feeds)
-        self.copy_seconds = sum(slot.copy_seconds for slot in self._slots)
-        return pending
+        with self._submitting:
+            slot = self._slots[self._turn]
+            self._turn = (self._turn + 1) % len(self._slots)
+            pending = slot.start(feeds)
+            self.copy_seconds = sum(slot.copy_seconds for slot in self._slots)
+            return pending
 
     def trial(self) -> contextlib.AbstractContextManager[Any]:
         """See `Engine.trial`: the plan is there already."""
@@ -206,8 +208,8 @@ class _Slot:
 
     def start(self, feeds: Feeds) -> Pending:
         """Put a batch into the stream; the one before it in this slot is finished first."""
-        if self._pending is not None:
-            self._pending.result()
+        if (pending := self._pending) is not None:
+            pending.result()
         shapes = {name: tuple(array.shape) for name, array in feeds.items()}
         context = self._context_for(tuple(shapes.items()))
         context.reshape(shapes)
@@ -233,8 +235,9 @@ class _Slot:
 
     def _finish(self, wanted: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
         self._cuda.wait(self._stream)
-        self._pending = None
-        return {name: self._buffers[name].read(shape) for name, shape in wanted.items()}
+        found = {name: self._buffers[name].read(shape) for name, shape in wanted.items()}
+        self._pending = None  # last: until then the next batch of this slot waits, see `Pending`
+        return found
 
     def _context_for(self, shapes: Shapes) -> _Context:
         """The shapes' own one where they are replayed, else the one that takes any."""
@@ -320,17 +323,16 @@ def require_gpu(engine: str, device: str) -> int:
     """The device's number. Raises ConfigError (no name of a GPU), and ProviderMissing where the driver has no such GPU, or one that the engine does
     not run on, before anything of TensorRT is touched: that could crash, and a plan would be built for nothing.
     """
-    kind, _, number = device.partition(":")
-    if kind != "cuda" or (number and not number.isdigit()):
-        raise ConfigError(f"engine {engine} runs on cuda or cuda:<n>, got {device!r}")
+    if (number := gpu_number(device)) is None:
+        raise ConfigError(f"--engine {engine} runs on a GPU: --device cuda or cuda:<n>, got {device!r}.")
     driver = probe_driver()
     if driver.problem is not None:
         raise ProviderMissing(f"engine {engine} needs an NVIDIA GPU, and {driver.problem}. Use --engine ort, or run difffeat doctor.")
-    if (gpu := driver.gpu(int(number or 0))) is None:
+    if (gpu := driver.gpu(number)) is None:
         raise ProviderMissing(f"{device} was asked for, but the driver lists {len(driver.gpus)} GPUs. Run difffeat doctor.")
     if engine == "rtx":
         require_supported(gpu, device)
-    return int(number or 0)
+    return number
 
 
 def _sized(spec: TensorSpec, shapes: Mapping[str, tuple[int, ...]], told: Any) -> tuple[int, ...]:

@@ -198,9 +198,10 @@ class _Slot:
 
         def finish() -> dict[str, np.ndarray]:
             self._card.wait(done)
-            self._pending = None
+            copies = {name: view.numpy().copy() for name, view in views.items()}
             found.clear()
-            return {name: view.numpy().copy() for name, view in views.items()}
+            self._pending = None  # last: until then the next batch of this slot waits, see `Pending`
+            return copies
 
         self._pending = Pending(finish)
         return self._pending
@@ -213,8 +214,8 @@ class _Slot:
         self._there, self._here = {}, {}
 
     def _wait(self) -> None:
-        if self._pending is not None:
-            self._pending.result()
+        if (pending := self._pending) is not None:
+            pending.result()
         if self._uploaded is not None:
             self._card.wait(self._uploaded)
 

@@ -13,13 +13,20 @@ import numpy as np
 
 from difffeat.engines.artifact import Artifact, load_proto, read_initializers, read_specs
 from difffeat.engines.base import EngineOptions, Pending, Submitting, check_feeds
-from difffeat.engines.driver import gpu_identity
+from difffeat.engines.driver import gpu_identity, gpu_number, probe_driver
 from difffeat.engines.torch_card import Card
 from difffeat.engines.torch_cuda import SLOTS, CudaRunner, How, choose_attention, suit_gpu
 from difffeat.errors import ConfigError, EngineError, ForeignGraph, MissingExtra, OutOfMemory, ProviderMissing
 from difffeat.recipe import GraphRecipe
 
-_MEMORY_WORDS = re.compile(r"allocate memory|out of memory|ALLOC(ATION)?_FAILED|MemoryAllocation")
+_MEMORY_WORDS = re.compile(
+    r"allocate memory|out.of.memory|not enough memory|bad_alloc|ALLOC(ATION)?_FAILED|MemoryAllocation|CUBLAS_STATUS_NOT_INITIALIZED"
+    r"|unable to find an engine to execute|unable to find a valid cuDNN algorithm",
+    re.IGNORECASE,
+)
+"""Of torch, CUDA's libraries and triton. cuBLAS cannot begin, and cuDNN finds no engine, where their workspace finds no room; what they said is told
+too, for where it was something else.
+"""
 
 
 class TorchEngine(Submitting):
@@ -232,13 +239,14 @@ def _import_torch() -> Any:
 
 
 def _checked_device(torch: Any, device: str) -> str:
-    kind, _, number = device.partition(":")
-    if kind not in ("cpu", "cuda") or (number and not (kind == "cuda" and number.isdigit())):
-        raise ConfigError(f"device must be cpu, cuda or cuda:<n>, got {device!r}")
-    if kind == "cpu":
+    """`cpu` or `cuda:<n>`. Raises ConfigError for what names no device, ProviderMissing for a GPU that torch does not see, with the reason."""
+    if (number := gpu_number(device)) is None:
         return "cpu"
-    if not torch.cuda.is_available() or int(number or 0) >= torch.cuda.device_count():
-        raise ProviderMissing(
-            f"{device} was asked for, but torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices. Pass --device cpu."
-        )
-    return f"cuda:{number or 0}"
+    if torch.cuda.is_available() and number < torch.cuda.device_count():
+        return f"cuda:{number}"
+    why = probe_driver().problem
+    if why is None and torch.version.cuda is None:
+        why = f"torch {torch.__version__} is built without CUDA (PyPI's wheels for Linux are built with it)"
+    if why is None:
+        why = f"torch {torch.__version__}, built for CUDA {torch.version.cuda}, sees {torch.cuda.device_count()} GPUs"
+    raise ProviderMissing(f"{device} was asked for, but {why}. Run difffeat doctor, or pass --device cpu.")

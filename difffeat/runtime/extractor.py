@@ -72,6 +72,8 @@ class Extractor:
         run = RunRecipe(seed=seed, preprocessing=preprocessing, captions=captions, truncate=truncate)
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise ConfigError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
+        if not isinstance(options, EngineOptions | None):
+            raise ConfigError(f"options must be EngineOptions, such as EngineOptions(compile=False), got {type(options).__name__}")
         artifact, options = Artifact.open(path), replace(options or EngineOptions(), batch=batch_size)
         opening: dict[str, Any] = {"device": device, "threads": threads, "options": options}
         with ExitStack() as stack:

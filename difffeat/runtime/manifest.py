@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from difffeat.engines.base import recorded_switches
 from difffeat.errors import ForeignGraph, StoreCorrupt, StoreMismatch, StoreNotFound
 from difffeat.recipe import GraphRecipe, Recipe, RunRecipe, digest
 
@@ -273,7 +274,7 @@ def require_same(found: Manifest, asked: Manifest, store: Path, *, except_for: C
         listed = "\n  ".join(different[:20])
         more = f"\n  and {len(different) - 20} more" if len(different) > 20 else ""
         rebatch = ", pass --allow-rebatch to go on with the new one" if [line.partition(":")[0] for line in different] == ["batch_size"] else ""
-        first = _first_versions(found, asked) + _first_plan(found, asked)
+        first = _first_versions(found, asked) + _first_plan(found, asked) + _first_switches(found, asked)
         raise StoreMismatch(
             f"{store} was begun with another configuration; features of two must not mix. It has -> you asked for:\n  {listed}{more}\n"
             f"Repeat the first configuration to go on{first}{rebatch}, choose another -o, or pass --overwrite to begin anew."
@@ -285,6 +286,14 @@ def _first_versions(found: Manifest, asked: Manifest) -> str:
     other = sorted(name for name, version in found.versions.items() if asked.versions.get(name, version) != version)
     pins = " ".join(f"'{name}=={found.versions[name]}'" for name in other)
     return f" (pip install {pins})" if pins else ""
+
+
+def _first_switches(found: Manifest, asked: Manifest) -> str:
+    """The options of the command line that a store was begun with."""
+    mine, theirs = recorded_switches(found.engine), recorded_switches(asked.engine)
+    flags = {name: name.replace("_", "-") for name in (*mine, *theirs) if mine.get(name) != theirs.get(name)}
+    words = [f"with --{'' if mine[name] else 'no-'}{flag}" if name in mine else f"without --{flag}" for name, flag in flags.items()]
+    return f" ({', '.join(words)})" if words else ""
 
 
 def _first_plan(found: Manifest, asked: Manifest) -> str:

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
+from difffeat.engines.base import recorded_switches
 from difffeat.errors import StoreCorrupt
 from difffeat.runtime.files import Files
 from difffeat.runtime.manifest import Manifest, read_json
@@ -130,6 +131,7 @@ def extract_command(store: Path, manifest: Manifest, origin: Origin | None) -> s
         options["truncate"] = True
     if manifest.engine.get("device", "cpu") != "cpu":
         options["device"] = manifest.engine["device"]
+    options |= {name.replace("_", "-"): value for name, value in recorded_switches(manifest.engine).items()}
     options |= origin.options if origin is not None else {}
     words = ["difffeat", "extract", *([origin.artifact, origin.source] if origin is not None else ["ARTIFACT", "SOURCE"]), "-o", str(store)]
     for name, value in options.items():

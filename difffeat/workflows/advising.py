@@ -20,7 +20,7 @@ _INT8 = "int8, by difffeat quantize, is faster still, and further from fp32"
 class Installed:
     """What of each engine is there. `torch_cuda` and `torch_cards`: CUDA version and compute capabilities that torch is built for, as it names them
     (`13.0`; `sm_90`, `compute_120`), empty for torch without CUDA; `ort_cuda_problem` why ONNX Runtime does not run on the GPU, None where it does;
-    `bindings` cuda-bindings, which run plans.
+    `bindings` version of cuda-bindings, which run plans, empty where they are not installed.
     """
 
     torch: bool = False
@@ -30,7 +30,7 @@ class Installed:
     ort_cuda_problem: str | None = "onnxruntime is not installed"
     tensorrt: bool = False
     rtx: bool = False
-    bindings: bool = False
+    bindings: str = ""
 
 
 @dataclass(frozen=True)
@@ -53,22 +53,26 @@ def advise(driver: Driver, installed: Installed, cpu_units: frozenset[str] = fro
     """
     gpu = driver.gpu(0)
     if gpu is None:
-        return _on_cpu(installed, cpu_units, driver.problem or "the NVIDIA driver lists no GPU")
+        return _on_cpu(installed, cpu_units, driver.problem or "the NVIDIA driver lists no GPU", "cpu")
     problems: list[str] = []
     for engine, problem, reason in _candidates(gpu, driver, installed):
         if problem is None:
             why = f"{gpu}; {reason}{''.join(f'; {one}' for one in problems)}"
             return Advice(engine, "cuda", "fp16" if gpu.capability >= _HALF else "fp32", why)
         problems.append(problem)
-    return _on_cpu(installed, cpu_units, f"no engine is ready for {gpu}; the nearest is {torch_problem(gpu, driver, installed)}")
+    return _on_cpu(installed, cpu_units, f"no engine is ready for {gpu}; the nearest is {torch_problem(gpu, driver, installed)}", "export")
 
 
 def _candidates(gpu: Gpu, driver: Driver, installed: Installed) -> list[tuple[str, str | None, str]]:
-    """Engine, why it does not run on the GPU (None where it does), what speaks for it; the fastest first."""
+    """Engine, why it does not run on the GPU (None where it does), what speaks for it; the fastest first.
+
+    For Turing TensorRT-RTX compiles graphs of images in fp16 alone, so torch comes before it there.
+    """
+    rtx = ("rtx", plans_problem("rtx", gpu, driver, installed), "TensorRT-RTX is for this GPU, and compiles in seconds")
+    torch = ("torch", torch_problem(gpu, driver, installed), _of_torch(gpu))
     return [
-        ("trt", _plans_problem("trt", installed.tensorrt, "tensorrt", installed, gpu), "TensorRT tunes a plan for this GPU"),
-        ("rtx", _plans_problem("rtx", installed.rtx, "rtx", installed, gpu), "TensorRT-RTX is for this GPU, and compiles in seconds"),
-        ("torch", torch_problem(gpu, driver, installed), _of_torch(gpu)),
+        ("trt", plans_problem("trt", gpu, driver, installed), "TensorRT tunes a plan for this GPU"),
+        *((torch, rtx) if gpu.capability == rtx_cards.TURING else (rtx, torch)),
         ("ort", installed.ort_cuda_problem and f"ort: {installed.ort_cuda_problem}", "ONNX Runtime runs the graph as it is"),
     ]
 
@@ -79,14 +83,25 @@ def _of_torch(gpu: Gpu) -> str:
     return "torch compiles the graph for this GPU"
 
 
-def _plans_problem(engine: str, there: bool, extra: str, installed: Installed, gpu: Gpu) -> str | None:
+def plans_problem(engine: str, gpu: Gpu, driver: Driver, installed: Installed) -> str | None:
+    """Why plans of `trt` or `rtx` do not run on a GPU, with what mends it; None where they do."""
+    there, extra = (installed.tensorrt, "tensorrt") if engine == "trt" else (installed.rtx, "rtx")
     if engine == "rtx" and not rtx_cards.supported(gpu):
         return "rtx: TensorRT-RTX does not run on this GPU"
     if engine == "trt" and gpu.capability < _NATIVE:
         return f"trt: TensorRT is for compute capability {_NATIVE[0]}.{_NATIVE[1]} and later"
     if not there:
         return f"{engine}: not installed (pip install 'difffeat[{extra}]')"
-    return None if installed.bindings else f"{engine}: cuda-bindings is not installed (pip install 'difffeat[{extra}]')"
+    if not installed.bindings:
+        return f"{engine}: cuda-bindings is not installed (pip install 'difffeat[{extra}]')"
+    major = int(installed.bindings.partition(".")[0])
+    if driver.version is not None and driver.version[0] < major:
+        version = f"{driver.version[0]}.{driver.version[1]}"
+        return (
+            f"{engine}: cuda-bindings {installed.bindings} is for CUDA {major} and the driver supports {version} "
+            f"(update the driver, or pip install 'cuda-bindings<{driver.version[0] + 1}')"
+        )
+    return None
 
 
 def torch_problem(gpu: Gpu, driver: Driver, installed: Installed) -> str | None:
@@ -97,7 +112,8 @@ def torch_problem(gpu: Gpu, driver: Driver, installed: Installed) -> str | None:
         return "torch: this one is built without CUDA (install one from PyPI, whose wheels for Linux are for CUDA)"
     if driver.version is not None and driver.version[0] < int(installed.torch_cuda.partition(".")[0]):
         version = f"{driver.version[0]}.{driver.version[1]}"
-        return f"torch: it is built for CUDA {installed.torch_cuda} and the driver supports {version} (update the driver)"
+        mend = f"update the driver, or install a torch for CUDA {driver.version[0]}"
+        return f"torch: it is built for CUDA {installed.torch_cuda} and the driver supports {version} ({mend})"
     if not _has_kernels(gpu.capability, installed.torch_cards):
         return f"torch: it is built for {', '.join(installed.torch_cards)} and not for this GPU (install another version of torch)"
     return None
@@ -120,11 +136,12 @@ def _has_kernels(capability: tuple[int, int], cards: tuple[str, ...]) -> bool:
     return False
 
 
-def _on_cpu(installed: Installed, cpu_units: frozenset[str], why: str) -> Advice:
+def _on_cpu(installed: Installed, cpu_units: frozenset[str], why: str, extra: str) -> Advice:
+    """`extra` that is to be installed first where no engine is there."""
     if installed.torch and "bf16" in cpu_units:
         return Advice("torch", "cpu", "bf16", f"{why}; this CPU has units for bf16, which ONNX Runtime does not use ({_INT8})")
     if installed.ort:
         return Advice("ort", "cpu", "fp32", f"{why}; on this CPU ONNX Runtime is the fastest in fp32 ({_INT8})")
     if installed.torch:
         return Advice("torch", "cpu", "fp32", f"{why}; ONNX Runtime would be faster in fp32 (pip install 'difffeat[cpu]')")
-    return Advice("ort", "cpu", "fp32", f"{why}; no engine is installed yet (pip install 'difffeat[cpu]')")
+    return Advice("ort", "cpu", "fp32", f"{why}; no engine is installed yet (pip install 'difffeat[{extra}]')")

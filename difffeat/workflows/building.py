@@ -15,7 +15,7 @@ from difffeat.engines.driver import Driver, probe_driver
 from difffeat.engines.tensorrt_build import AHEAD, PACKAGES, build_plan, longest_caption
 from difffeat.engines.tensorrt_engine import require_gpu
 from difffeat.engines.tensorrt_plans import Profile
-from difffeat.workflows.advising import Installed, advise, torch_problem
+from difffeat.workflows.advising import Installed, advise, plans_problem, torch_problem
 
 LIBRARIES = (
     "difffeat", "numpy", "torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "diffusers", "huggingface_hub", "tokenizers", "tensorrt",
@@ -73,7 +73,7 @@ def run_doctor() -> dict[str, Any]:
     versions = {name: found for name in LIBRARIES if (found := _version(name)) is not None}
     units = _cpu_units()
     installed = _installed(driver)  # asks torch before ONNX Runtime, which loads CUDA's libraries
-    engines = {"ort": _ort(installed), "torch": _torch(driver, installed, units), **{name: _tensorrt(name, driver) for name in PACKAGES}}
+    engines = {"ort": _ort(installed), "torch": _torch(driver, installed, units), **{name: _tensorrt(name, driver, installed) for name in PACKAGES}}
     advice = advise(driver, installed, units)
     cuda = f"CUDA {driver.version[0]}.{driver.version[1]}" if driver.version else "none"
     lines = [
@@ -112,7 +112,7 @@ def _installed(driver: Driver) -> Installed:
         ort_cuda_problem=_ort_cuda_problem(driver),
         tensorrt=importlib.util.find_spec(PACKAGES["trt"][0]) is not None,
         rtx=importlib.util.find_spec(PACKAGES["rtx"][0]) is not None,
-        bindings=_version("cuda-bindings") is not None,
+        bindings=_version("cuda-bindings") or "",
     )
 
 
@@ -179,18 +179,24 @@ def _torch(driver: Driver, installed: Installed, units: frozenset[str]) -> str:
     return f"runs on cpu{said}; not on cuda: {(why or 'torch.cuda.is_available() is false').removeprefix('torch: ')}"
 
 
-def _tensorrt(engine: str, driver: Driver) -> str:
+def _tensorrt(engine: str, driver: Driver, installed: Installed) -> str:
+    """What it can do here: on the first GPU that its plans run on."""
     package, extra = PACKAGES[engine]
     if importlib.util.find_spec(package) is None:
         return f"not installed. Run: pip install 'difffeat[{extra}]'"
-    gpu = driver.gpu(0)
-    if engine == "rtx" and gpu is not None and not rtx_cards.supported(gpu):
-        other = f"TensorRT-RTX does not run on {gpu}: it is for GPUs of compute capability {rtx_cards.listed()}"
-        return f"builds plans ahead of time for other machines (difffeat build); runs none here: {other}"
-    if driver.problem is None and _version("cuda-bindings") is None:
-        return f"builds plans (difffeat build); runs none: cuda-bindings is not installed. Run: pip install 'difffeat[{extra}]'"
-    if driver.problem is None:
-        return "builds plans (difffeat build) and runs them"
-    if engine == "rtx":
-        return f"builds plans ahead of time (difffeat build); runs none: {driver.problem}"
-    return f"can neither build nor run: {driver.problem}"
+    if driver.problem is not None:
+        return f"builds plans ahead of time (difffeat build); runs none: {driver.problem}" if engine == "rtx" else f"can do nothing: {driver.problem}"
+    problems = [plans_problem(engine, gpu, driver, installed) for gpu in driver.gpus]
+    if None in problems:
+        where = f" on cuda:{problems.index(None)}" if len(problems) > 1 else ""
+        images = "; for compute capability 7.5 graphs of images in fp16 alone" if engine == "rtx" and _only_turing(driver) else ""
+        return f"builds plans (difffeat build) and runs them{where}{images}"
+    why = str(problems[0]).removeprefix(f"{engine}: ")
+    if engine == "rtx" and not any(rtx_cards.supported(gpu) for gpu in driver.gpus):
+        other = f"it is for GPUs of compute capability {rtx_cards.listed()}"
+        return f"builds plans ahead of time for other machines (difffeat build); runs none here: {why}: {other}"
+    return f"runs no plans here: {why}"
+
+
+def _only_turing(driver: Driver) -> bool:
+    return all(gpu.capability == rtx_cards.TURING for gpu in driver.gpus if rtx_cards.supported(gpu))

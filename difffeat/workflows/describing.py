@@ -73,12 +73,17 @@ def _lines(facts: dict[str, Any], store: Store, origin: Origin | None) -> list[s
         *_class_lines(facts["classes"]),
         *_shown([_reason_line(reason) for reason in facts["reasons"]], "reasons"),
         *_recipe_lines(store.recipe),
-        f"  engine {engine['name']} ({engine['precision']}, {engine['device']}), batch {manifest['batch_size']}",
+        f"  engine {engine['name']} ({engine['precision']}, {engine['device']}), batch {manifest['batch_size']}{_identity(engine)}",
         f"  versions {', '.join(f'{name} {version}' for name, version in manifest['versions'].items())}",
         *([f"  made from {origin.source} with {origin.artifact}"] if origin is not None else []),
         *([f"  added from {own.source}" for own in _added(origin, manifest)]),
         f"  fingerprint {facts['fingerprint']}",
     ]
+
+
+def _identity(engine: Mapping[str, str]) -> str:
+    """What else of the engine decides a feature's last bits."""
+    return "".join(f"; {name} {value}" for name, value in engine.items() if name not in ("name", "precision", "device"))
 
 
 def _added(origin: Origin | None, manifest: Mapping[str, Any]) -> list[Origin]:

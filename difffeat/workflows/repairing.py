@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from difffeat.engines import Artifact, EngineOptions
+from difffeat.engines.base import recorded_switches
 from difffeat.errors import EXIT_OK, ConfigError, StoreCorrupt, StoreIncomplete, StoreMismatch
 from difffeat.runtime.check import UNFINISHED, check
 from difffeat.runtime.latents import LatentCache
@@ -122,7 +123,7 @@ def _extract(store: Path, manifest: Manifest, origin: Origin, threads: int | Non
     """The extraction that the manifest describes. Its rows were accepted once, so no share of bad ones stops it."""
     device = manifest.engine["device"]
     noted = {field.name: origin.options.get(field.name.replace("_", "-")) for field in fields(EngineOptions)}
-    switches: dict[str, Any] = {name: value for name, value in noted.items() if isinstance(value, bool)}
+    switches: dict[str, Any] = recorded_switches(manifest.engine) | {name: value for name, value in noted.items() if isinstance(value, bool)}
     run_extract(
         Path(origin.artifact),
         origin.source,

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from difffeat.benchmarks.gpu import __main__ as gpu
@@ -81,6 +84,40 @@ def test_without_a_gpu_it_says_so_and_names_the_rehearsal(monkeypatch: pytest.Mo
     monkeypatch.setattr(gpu, "probe_driver", lambda: NONE)
     with pytest.raises(SystemExit, match=r"ProviderMissing: the GPU tables need an NVIDIA GPU, and there is no NVIDIA driver\. Pass --rehearse"):
         gpu.main(["--output", str(tmp_path)])
+
+
+def test_a_rehearsals_artifacts_are_never_taken_for_a_cards(tmp_path: Path) -> None:
+    parser = gpu._parser()
+    small, full = (gpu._prepared(parser.parse_args(["--output", str(tmp_path), *more])) for more in (["--rehearse"], []))
+    assert small != full
+    assert not small.is_relative_to(full)
+    assert not full.is_relative_to(small)
+
+
+def test_artifacts_that_cannot_be_made_cost_their_steps_only(tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    done = run(tmp_path / "out", "--rehearse", "--only", "ceilings,plaid", "--prepare", str(blocked))
+    assert done.returncode == 1
+    found = {row["name"]: row for row in rows(tmp_path / "out")}
+    assert "failed" in found["preparing plaid"]
+    assert found["plaid"]["skipped"] == "the artifacts of plaid are missing"
+    assert found["ends"]["failed"] >= 1
+
+
+def test_a_stop_from_outside_ends_the_running_step_too(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "difffeat.benchmarks.gpu", "--output", str(tmp_path), "--rehearse", "--only", "trunk", "--threads", "1"]
+    running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    step = None
+    deadline = time.monotonic() + 60
+    while step is None and time.monotonic() < deadline:
+        step = next(iter(psutil.Process(running.pid).children()), None)
+        time.sleep(0.05)
+    assert step is not None
+    running.terminate()
+    assert running.wait(60) == 128 + signal.SIGTERM
+    assert not psutil.pid_exists(step.pid)
+    assert rows(tmp_path)[-1]["stopped"] == "SystemExit"
 
 
 def test_a_torch_that_does_not_see_the_card_is_told_before_any_step(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

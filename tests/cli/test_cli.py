@@ -110,7 +110,7 @@ def test_what_cannot_be_done_says_why_and_what_to_do(arguments: list[str], code:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--engine", "rtx", "--device", "cpu"], "ConfigError: engine rtx runs on cuda or cuda:<n>, got 'cpu'"),
+        (["--engine", "rtx", "--device", "cpu"], "ConfigError: --engine rtx runs on a GPU: --device cuda or cuda:<n>, got 'cpu'."),
         (["--cuda-graphs"], "ConfigError: --cuda-graphs is for --engine torch, trt, rtx; this is ort. Leave it out."),
         (["--engine", "tflite"], "ConfigError: engine must be one of ort, torch, trt, rtx; got 'tflite'"),
         (["--executor", "spark"], "ConfigError: --executor must be one of local, ray; got 'spark'"),

@@ -214,7 +214,7 @@ def test_a_failing_copy_is_an_engine_error(tmp_path: Path, device: tuple[Runtime
 
 
 @pytest.mark.parametrize(("asked", "error", "said"), [
-    ("cpu", ConfigError, r"engine trt runs on cuda or cuda:<n>, got 'cpu'"),
+    ("cpu", ConfigError, r"--engine trt runs on a GPU: --device cuda or cuda:<n>, got 'cpu'"),
     ("cuda:x", ConfigError, r"got 'cuda:x'"),
     ("cuda:7", ProviderMissing, r"cuda:7 was asked for, but the driver lists 2 GPUs"),
 ])  # fmt: skip

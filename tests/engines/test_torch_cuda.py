@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,12 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from difffeat.engines import EngineOptions, open_engine
+from difffeat.engines import EngineOptions, open_engine, torch_engine
+from difffeat.engines.driver import Driver
 from difffeat.engines.parity import compare
 from difffeat.engines.torch_cuda import GRAPH_BATCH, PlainAttention, choose_attention, suit_gpu
-from difffeat.errors import ConfigError, EngineError, OutOfMemory
+from difffeat.errors import ConfigError, EngineError, OutOfMemory, ProviderMissing
 from tests.artifacts import exported, feeds
-from tests.engines.fake_card import FakeCard, install
+from tests.engines.fake_card import GPU, FakeCard, install
 
 KINDS = ["image", "from-latents", "from-latents-mean", "sweep", "text", "text-sweep", "text-random"]
 PLAIN = EngineOptions(compile=False, cuda_graphs=False)
@@ -72,6 +76,24 @@ def test_a_slot_is_written_again_only_when_its_copies_are_done(cards: list[FakeC
             "upload 2", "order 2", "download 3",
             "wait 1", "wait 0", "upload 4", "order 4", "download 5",
         ]  # fmt: skip
+
+
+def test_many_threads_get_each_their_own_features(cards: list[FakeCard], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks may wake late: until its features are copied, the buffer that holds them is not filled again."""
+    artifact, wait_as_usual = exported("from-latents"), FakeCard.wait
+
+    def late(self: FakeCard, event: int) -> None:
+        wait_as_usual(self, event)
+        if not threading.current_thread().name.startswith("cuda"):
+            time.sleep(0.005)
+
+    monkeypatch.setattr(FakeCard, "wait", late)
+    batches = [feeds(artifact, batch=2, seed=seed) for seed in range(24)]
+    with open_engine(artifact, "torch") as engine:
+        expected = [engine.run(batch) for batch in batches]
+    with open_engine(artifact, "torch", device="cuda", options=PLAIN) as engine, ThreadPoolExecutor(6) as pool:
+        for found, wanted in zip(pool.map(engine.run, batches), expected, strict=True):
+            same(found, wanted, 1e-5)
 
 
 def test_results_belong_to_the_caller(cards: list[FakeCard]) -> None:
@@ -152,6 +174,12 @@ MEMORY_ERRORS = [
     RuntimeError("CUDA error: out of memory"),
     RuntimeError("Triton Error [CUDA]: out of memory"),
     MemoryError(),
+    RuntimeError("CUDA driver error: CUDA_ERROR_OUT_OF_MEMORY"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
+    RuntimeError("GET was unable to find an engine to execute this computation"),
+    RuntimeError("Unable to find a valid cuDNN algorithm to run convolution"),
+    RuntimeError("std::bad_alloc"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes."),
 ]
 
 
@@ -235,11 +263,38 @@ def test_options_of_a_gpu_are_refused_on_a_cpu(options: EngineOptions, name: str
         open_engine(exported("text"), "torch", options=options)
 
 
+def test_a_gpu_that_torch_does_not_see_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    artifact, cuda = exported("text"), torch.version.cuda
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for driver, version, said in (
+        (Driver(None, (), "there is no NVIDIA driver"), cuda, r"cuda:1 was asked for, but there is no NVIDIA driver\. Run difffeat doctor"),
+        (Driver((13, 0), (GPU,), None), None, r"torch 2\.\S+ is built without CUDA \(PyPI's wheels for Linux are built with it\)"),
+        (Driver((13, 0), (GPU,), None), "13.0", r"torch 2\.\S+, built for CUDA 13\.0, sees \d GPUs"),
+    ):
+        monkeypatch.setattr(torch_engine, "probe_driver", lambda driver=driver: driver)
+        monkeypatch.setattr(torch.version, "cuda", version)
+        with pytest.raises(ProviderMissing, match=said):
+            open_engine(artifact, "torch", device="cuda:1")
+
+
+@pytest.mark.parametrize("device", ["cuda:", "cuda:²", "cuda:x", "CUDA", "cpu:0", "gpu", "", "cuda:-1", "cuda: 1"])
+@pytest.mark.parametrize("engine", ["torch", "ort"])
+def test_what_names_no_device_is_refused(engine: str, device: str) -> None:
+    with pytest.raises(ConfigError, match=r"--device must be cpu, cuda or cuda:<n>, got "):
+        open_engine(exported("text"), engine, device=device)
+
+
 def test_on_a_cpu_nothing_is_compiled_unless_it_is_asked_for() -> None:
     with open_engine(exported("text"), "torch") as engine:
         assert (dict(engine.identity), engine.depth, engine.static_shapes) == ({}, 1, False)
     with open_engine(exported("text"), "torch", options=EngineOptions(compile=False)) as engine:
         assert not engine.identity
+
+
+@pytest.mark.parametrize(("given", "said"), [({"compile": "yes"}, "compile must be True or False"), ({"batch": 0}, "batch must be a whole number")])
+def test_options_are_checked_when_they_are_made(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        EngineOptions(**given)
 
 
 def test_a_closed_engine_says_so(cards: list[FakeCard]) -> None:

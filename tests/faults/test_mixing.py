@@ -237,3 +237,15 @@ def test_one_byte_of_the_graph_is_another_graph(file: str, tmp_path: Path) -> No
     content[content.find(b"pytorch") if file == "model.onnx" else len(content) - 8] ^= 1
     (folder / file).write_bytes(content)
     assert "graph_digest" in refused(go, out)
+
+
+def test_a_switch_that_is_missing_is_named_as_it_is_typed(tmp_path: Path) -> None:
+    source, out = make_source(tmp_path / "source", 4), tmp_path / "out"
+
+    def go(**switches: bool) -> None:
+        with open_engine(exported("image"), "torch", threads=1, options=EngineOptions(**switches)) as engine:
+            extract(engine, open_source(source), out, batch_size=2, num_workers=1)
+
+    go(channels_last=True)
+    assert "Repeat the first configuration to go on (with --channels-last), choose another -o" in refused(go, out)
+    assert "(with --channels-last, without --compile)" in refused(lambda: go(compile=True), out)

@@ -98,3 +98,10 @@ def test_unusual_options_are_refused_as_damage(tmp_path: Path) -> None:
     (tmp_path / ORIGIN).write_text(json.dumps({"format": "difffeat-origin/1", "artifact": "a", "source": "s", "options": 3}))
     with pytest.raises(StoreCorrupt, match="It is only informational: delete it"):
         read_origin(tmp_path)
+
+
+def test_a_store_made_from_python_with_a_switch_names_it_in_its_command(tmp_path: Path) -> None:
+    engine = {**MANIFEST.engine, "name": "torch", "device": "cpu", "channels_last": "true", "compile": "false"}
+    command = extract_command(tmp_path, replace(MANIFEST, engine=engine), None)
+    assert "--channels-last" in command
+    assert "--no-compile" in command

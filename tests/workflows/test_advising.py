@@ -21,9 +21,9 @@ TORCH = Installed(
 )  # fmt: skip
 """torch 2.11 for CUDA 13.0, and ONNX Runtime for CPUs."""
 PLANS = {
-    "tensorrt": {"tensorrt": True, "bindings": True},
-    "rtx": {"rtx": True, "bindings": True},
-    "both": {"tensorrt": True, "rtx": True, "bindings": True},
+    "tensorrt": {"tensorrt": True, "bindings": "13.0.3"},
+    "rtx": {"rtx": True, "bindings": "13.0.3"},
+    "both": {"tensorrt": True, "rtx": True, "bindings": "13.0.3"},
 }
 NO_GPU = Driver(None, (), "there is no NVIDIA driver")
 
@@ -35,7 +35,7 @@ def card(name: str, cuda: tuple[int, int] = (13, 0)) -> Driver:
 @pytest.mark.parametrize(("name", "torch", "tensorrt", "rtx", "both"), [
     ("Tesla P100", "ort cpu", "ort cpu", "ort cpu", "ort cpu"),
     ("Tesla V100", "ort cpu", "ort cpu", "ort cpu", "ort cpu"),
-    ("Tesla T4", "torch cuda", "trt cuda", "rtx cuda", "trt cuda"),
+    ("Tesla T4", "torch cuda", "trt cuda", "torch cuda", "trt cuda"),
     ("NVIDIA A100", "torch cuda", "trt cuda", "rtx cuda", "trt cuda"),
     ("NVIDIA RTX 3090", "torch cuda", "trt cuda", "rtx cuda", "trt cuda"),
     ("NVIDIA RTX 4090", "torch cuda", "trt cuda", "rtx cuda", "trt cuda"),
@@ -69,7 +69,9 @@ def test_the_reason_names_the_card_and_what_keeps_the_faster_engines(name: str, 
 
 def test_a_driver_older_than_torch_is_told_and_onnx_runtime_taken_where_it_runs() -> None:
     old = card("NVIDIA A100", (12, 4))
-    assert "torch: it is built for CUDA 13.0 and the driver supports 12.4 (update the driver)" in advise(old, TORCH).why
+    assert (
+        "torch: it is built for CUDA 13.0 and the driver supports 12.4 (update the driver, or install a torch for CUDA 12)" in advise(old, TORCH).why
+    )
     found = advise(old, replace(TORCH, ort_cuda_problem=None))
     assert (found.engine, found.device, found.dtype) == ("ort", "cuda", "fp16")
 

@@ -42,7 +42,7 @@ def test_a_build_is_for_the_gpu_that_is_named(text: Path, monkeypatch: pytest.Mo
     assert set(chosen) == {1}
     with pytest.raises(ProviderMissing, match="cuda:2 was asked for, but the driver lists 2 GPUs"):
         build(text, device="cuda:2")
-    with pytest.raises(ConfigError, match="engine trt runs on cuda or cuda:<n>, got 'cpu'"):
+    with pytest.raises(ConfigError, match="--engine trt runs on a GPU: --device cuda or cuda:<n>, got 'cpu'"):
         build(text, device="cpu")
 
 
@@ -107,11 +107,28 @@ def test_a_gpu_without_the_bindings_that_run_plans_is_told(monkeypatch: pytest.M
     monkeypatch.setattr(building, "probe_driver", lambda: Driver((13, 0), (Gpu("a card", (8, 9), 24 << 30),), None))
     monkeypatch.setattr(importlib.metadata, "version", version)
     without = run_doctor()
-    assert without["engines"]["rtx"].endswith("runs none: cuda-bindings is not installed. Run: pip install 'difffeat[rtx]'")
+    assert without["engines"]["rtx"] == "runs no plans here: cuda-bindings is not installed (pip install 'difffeat[rtx]')"
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "13.0.0" if name == "cuda-bindings" else real(name))
     found = run_doctor()
     assert found["engines"]["rtx"] == "builds plans (difffeat build) and runs them"
     assert found["versions"]["cuda-bindings"] == "13.0.0"
+
+
+@pytest.mark.parametrize(("cards", "cuda", "said"), [
+    (((9, 0), (8, 9)), (13, 0), "builds plans (difffeat build) and runs them on cuda:1"),
+    (((7, 5),), (13, 0), "builds plans (difffeat build) and runs them; for compute capability 7.5 graphs of images in fp16 alone"),
+    (((9, 0),), (13, 0), "builds plans ahead of time for other machines (difffeat build); runs none here: TensorRT-RTX does not run on this GPU"),
+    (((8, 9),), (12, 4), "is for CUDA 13 and the driver supports 12.4 (update the driver, or pip install 'cuda-bindings<13')"),
+])  # fmt: skip
+def test_the_doctor_looks_at_every_gpu_and_at_the_driver(
+    cards: tuple[tuple[int, int], ...], cuda: tuple[int, int], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="pip install 'difffeat[rtx]'")
+    real = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "13.5.0" if name == "cuda-bindings" else real(name))
+    gpus = tuple(Gpu(f"card {number}", capability, 24 << 30) for number, capability in enumerate(cards))
+    monkeypatch.setattr(building, "probe_driver", lambda: Driver(cuda, gpus, None))
+    assert said in run_doctor()["engines"]["rtx"]
 
 
 def test_the_doctor_names_the_engine_for_the_card_and_what_the_others_lack(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from difffeat.benchmarks.asking import require_counts
 from difffeat.benchmarks.gpu.journal import ROWS, TEXT, Journal
 from difffeat.benchmarks.gpu.prepared import MODELS, prepare
 from difffeat.benchmarks.gpu.sizes import CARD, REHEARSAL, Sizes
-from difffeat.benchmarks.gpu.steps import REHEARSAL_SECONDS, STEPS, UNTIMED, Call
+from difffeat.benchmarks.gpu.steps import REHEARSAL_SECONDS, ROOT, STEPS, UNTIMED, Call
 from difffeat.benchmarks.timing import machine
 from difffeat.engines.driver import probe_driver
 from difffeat.errors import ConfigError, DifffeatError, ProviderMissing
@@ -55,17 +55,34 @@ def run_all(given: argparse.Namespace) -> int:
     journal.note("begins", **_about(given))
     names = [name for name in STEPS if name in given.only]
     preparing = _start_preparing(given, [model for model in MODELS if any(model in STEPS[name].models for name in names)])
-    failed = 0
+    try:
+        failed = _run_steps(names, given, budget, preparing, journal)
+    except BaseException as error:
+        journal.note("ends", stopped=type(error).__name__, seconds=round(time.monotonic() - budget.started, 1))
+        raise
+    finally:
+        for process in preparing.values():
+            process.kill()
+    journal.note("ends", failed=failed, seconds=round(time.monotonic() - budget.started, 1))
+    return failed
+
+
+def _run_steps(names: list[str], given: argparse.Namespace, budget: Budget, preparing: dict[str, subprocess.Popen[bytes]], journal: Journal) -> int:
+    """The steps in order; how many failed. Those whose artifacts could not be made are left out."""
+    failed, lacking = 0, set[str]()
     for name in names:
         if name not in UNTIMED and preparing:
-            failed += _wait_for(preparing, budget, journal)
-            preparing = {}
+            lacking = _wait_for(preparing, budget, journal)
+            failed += len(lacking)
+            preparing.clear()
+        if missing := lacking.intersection(STEPS[name].models):
+            journal.note(name, skipped=f"the artifacts of {', '.join(sorted(missing))} are missing")
+            continue
         estimate = REHEARSAL_SECONDS if given.rehearse else STEPS[name].seconds
         if estimate > budget.left:
             journal.note(name, skipped=f"takes about {estimate:.0f} s, and {budget.left:.0f} s are left of the budget")
             continue
         failed += not _in_its_own_process(name, given, min(budget.left, SLACK * max(estimate, 60.0)), journal)
-    journal.note("ends", failed=failed, seconds=round(time.monotonic() - budget.started, 1))
     return failed
 
 
@@ -88,7 +105,7 @@ def _require_card() -> None:
 
 def run_step(name: str, given: argparse.Namespace) -> None:
     """One step in this process."""
-    work = _prepared(given) / "work" / name  # not below --output, which holds the two files of results and nothing else
+    work = _prepared(given) / "work" / name  # with the artifacts: beside results, photos and stores would be in the way of who collects those
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     given.output.mkdir(parents=True, exist_ok=True)
@@ -118,41 +135,38 @@ def _group(command: list[str], seconds: float) -> int | None:
 
 def _start_preparing(given: argparse.Namespace, models: list[str]) -> dict[str, subprocess.Popen[bytes]]:
     """Weights and artifacts are made on the CPU beside the tests, which are not timed. A rehearsal, on few cores, makes them one after the other."""
-    commands = {
-        model: _command(given, "--prepare-only", model, threads=PREPARING_THREADS)
-        for model in models
-        if not (_prepared(given) / f"{model}.done").is_file()
-    }
-    if given.rehearse:
-        for command in commands.values():
-            subprocess.run(command, check=True)
-        return {}
-    return {model: subprocess.Popen(command) for model, command in commands.items()}
+    found: dict[str, subprocess.Popen[bytes]] = {}
+    for model in models:
+        found[model] = subprocess.Popen(_command(given, "--prepare-only", model, threads=PREPARING_THREADS))
+        if given.rehearse:
+            found[model].wait()
+    return found
 
 
-def _wait_for(preparing: dict[str, subprocess.Popen[bytes]], budget: Budget, journal: Journal) -> int:
-    """Wait for artifacts; how many failed."""
-    failed, since = 0, time.monotonic()
+def _wait_for(preparing: dict[str, subprocess.Popen[bytes]], budget: Budget, journal: Journal) -> set[str]:
+    """Wait for artifacts; the models that there are none of."""
+    lacking, since = set[str](), time.monotonic()
     for model, process in preparing.items():
         try:
             code = process.wait(min(budget.left, SLACK * PREPARING_SECONDS))
         except subprocess.TimeoutExpired:
             process.kill()
             code = process.wait()
-        failed += code != 0
         told = {} if code == 0 else {"failed": f"exit code {code}; its messages stand above"}
+        lacking |= {model} if told else set()
         journal.note(f"preparing {model}", waited_s=round(time.monotonic() - since, 1), **told)
-    return failed
+    return lacking
 
 
 def _command(given: argparse.Namespace, *what: str, threads: int | None = None) -> list[str]:
-    options = ["--output", str(given.output), "--prepare", str(_prepared(given)), "--threads", str(threads or given.threads)]
+    options = ["--output", str(given.output), "--prepare", str(_prepared(given).parent), "--threads", str(threads or given.threads)]
     options += ["--compiler", given.compiler]
     return [sys.executable, "-m", MODULE, *what, *options, *(["--rehearse"] if given.rehearse else [])]
 
 
 def _prepared(given: argparse.Namespace) -> Path:
-    return given.prepare or given.output / "prepared"
+    """Weights and artifacts of a rehearsal are others than those of a card, and lie apart from them."""
+    return (given.prepare or given.output / "prepared") / ("small" if given.rehearse else "full")
 
 
 def _sizes(given: argparse.Namespace) -> Sizes:
@@ -173,7 +187,7 @@ def _commit() -> str:
     if named := os.environ.get("DIFFFEAT_COMMIT"):
         return named
     try:
-        return subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, cwd=ROOT).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
@@ -204,6 +218,7 @@ def _names(text: str) -> tuple[str, ...]:
 def main(arguments: list[str] | None = None) -> None:
     """All steps, some of them, or one in this process."""
     given = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what runs is ended with us
     given.output, given.prepare = given.output.absolute(), given.prepare and given.prepare.absolute()
     try:
         if given.step:
@@ -217,6 +232,8 @@ def main(arguments: list[str] | None = None) -> None:
             sys.exit(1)
     except (DifffeatError, OSError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
+    except KeyboardInterrupt:
+        sys.exit("stopped. The rows so far are kept.")
 
 
 if __name__ == "__main__":

@@ -49,7 +49,10 @@ def run_engine(journal: Journal, sizes: Sizes, folder: Path, engines: tuple[str,
     )  # fmt: skip
     del backbone
     journal.text(result["text"])
-    journal.note("throughput from latents", **{name: result[name] for name in ("median_per_sample", "share_of_matrix_rate", "batch_size", "not_run")})
+    journal.note(
+        "throughput from latents",
+        **{name: result[name] for name in ("backbone", "median_per_sample", "share_of_matrix_rate", "batch_size", "not_run")},
+    )
     for start, batch in (("latents", sizes.latents_batch), ("pixels", sizes.pixels_batch)):
         with ExitStack() as stack:
             artifact = open_prepared(folder, f"dit-{start}-fp16")
@@ -61,7 +64,7 @@ def _overlap(journal: Journal, sizes: Sizes, engine: Engine, start: str, batches
     batch = len(next(iter(batches[0].values())))
     ways = {f"from {start}, run": lambda: one_by_one(engine, batches), f"from {start}, submit": lambda: overlapped(engine, batches)}
     for timing in compare(ways, sizes.repeats, device=sizes.device):
-        journal.rate(timing.name, timing, batch * len(batches), batch_size=batch, depth=engine.depth)
+        journal.rate(timing.name, timing, batch * len(batches), backbone=engine.recipe.backbone, batch_size=batch, depth=engine.depth)
 
 
 def run_extract(journal: Journal, sizes: Sizes, folder: Path, threads: int) -> None:
@@ -71,7 +74,7 @@ def run_extract(journal: Journal, sizes: Sizes, folder: Path, threads: int) -> N
         artifact, target_of(sizes, threads), images=sizes.images, batch_size=sizes.pixels_batch, repeats=min(3, sizes.repeats), say=_say
     )
     journal.text(result["text"])
-    kept = ("seconds", "share_of_bare_engine", "bare_engine", "stages", "bottleneck", "images", "run_batch_size")
+    kept = ("backbone", "seconds", "share_of_bare_engine", "bare_engine", "stages", "bottleneck", "images", "run_batch_size")
     journal.note("JPEGs to a store", **{name: result[name] for name in kept})
 
 
@@ -95,8 +98,8 @@ def run_resume(journal: Journal, sizes: Sizes, folder: Path, work: Path) -> None
     again = _extracted(artifact, photos, work / "resumed", sizes)
     theirs = _shards(work / "resumed")
     journal.note(
-        "killed and resumed", same_bytes=mine == theirs, shards=len(mine), done_when_killed=done, seconds_whole=round(seconds, 1),
-        seconds_resumed=round(again, 1), images=sizes.resumed,
+        "killed and resumed", backbone=open_prepared(folder, "dit-pixels-fp16").recipe.backbone, same_bytes=mine == theirs, shards=len(mine),
+        done_when_killed=done, seconds_whole=round(seconds, 1), seconds_resumed=round(again, 1), images=sizes.resumed,
     )  # fmt: skip
     if mine != theirs:
         raise SystemExit("a store that was killed and resumed differs from one that ran through")
@@ -146,7 +149,9 @@ def run_plaid(journal: Journal, sizes: Sizes, folder: Path, threads: int) -> Non
             runs["ours, torch"] = lambda feeds=feeds: engine.run(feeds)[output]
             found = {name: against(np.asarray(run()), expected).relative_l2 for name, run in runs.items()}
             for timing in compare(runs, sizes.repeats, device=sizes.device):
-                journal.rate(f"{length} tokens, {timing.name}", timing, batch, length=length, relative_l2=found[timing.name])
+                journal.rate(
+                    f"{length} tokens, {timing.name}", timing, batch, backbone=artifact.recipe.backbone, length=length, relative_l2=found[timing.name]
+                )
 
 
 def _say(message: str, **_: Any) -> None:
