@@ -242,7 +242,7 @@ def test_one_byte_of_the_graph_is_another_graph(file: str, tmp_path: Path) -> No
 def test_a_switch_that_is_missing_is_named_as_it_is_typed(tmp_path: Path) -> None:
     source, out = make_source(tmp_path / "source", 4), tmp_path / "out"
 
-    def go(**switches: bool) -> None:
+    def go(**switches: Any) -> None:
         with open_engine(exported("image"), "torch", threads=1, options=EngineOptions(**switches)) as engine:
             extract(engine, open_source(source), out, batch_size=2, num_workers=1)
 
