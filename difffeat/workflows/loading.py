@@ -56,7 +56,7 @@ def load_backbone(
 
     Raises ConfigError and WeightsError with its subclasses.
     """
-    autoencoder = model in DIGITS[:1] or (model.startswith("dit") and (need_vae or vae is not None))
+    autoencoder = model == "dit-digits" or (model.startswith("dit") and (need_vae or vae is not None))
     require("export", f"Loading {model}", "torch", "onnx", "onnxscript", "huggingface_hub", *(["diffusers"] if autoencoder else []))
     if timestep_embedding not in EMBEDDINGS:
         raise ConfigError(f"--timestep-embedding must be {' or '.join(EMBEDDINGS)}, got {timestep_embedding!r}.")

@@ -218,7 +218,7 @@ def _names(text: str) -> tuple[str, ...]:
 def main(arguments: list[str] | None = None) -> None:
     """All steps, some of them, or one in this process."""
     given = _parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what runs is ended with us
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what runs is ended with us
     given.output, given.prepare = given.output.absolute(), given.prepare and given.prepare.absolute()
     try:
         if given.step:
@@ -234,6 +234,8 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(f"{type(error).__name__}: {error}")
     except KeyboardInterrupt:
         sys.exit("stopped. The rows so far are kept.")
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

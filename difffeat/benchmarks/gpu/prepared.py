@@ -18,8 +18,7 @@ DIT_FILE, VAE_FOLDER, PLAID_FOLDER, TOKENIZER_FILE = "dit.pt", "vae", "plaid", "
 
 def prepare(folder: Path, sizes: Sizes, model: str, say: Callable[..., None]) -> None:
     """Draw the weights of `dit` or `plaid`, keep them as files of their published form, and export its artifacts; what is there already stays."""
-    done = folder / f"{model}.done"
-    if done.is_file():
+    if is_prepared(folder, model):
         return
     folder.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
@@ -32,7 +31,12 @@ def prepare(folder: Path, sizes: Sizes, model: str, say: Callable[..., None]) ->
         if not target.is_dir():
             export_for_timing(backbone, sizes.block if model == "dit" else sizes.text_block, target, say, start=start, dtype=dtype)
         say(f"{model}: {target.name} is there after {time.monotonic() - started:.0f} s")
-    done.write_text("")
+    (folder / f"{model}.done").write_text("")
+
+
+def is_prepared(folder: Path, model: str) -> bool:
+    """Whether everything of a model is there."""
+    return (folder / f"{model}.done").is_file()
 
 
 def open_backbone(folder: Path, sizes: Sizes, model: str) -> Backbone:
