@@ -39,9 +39,12 @@ def stops_like_ctrl_c() -> None:
 
 def main() -> None:
     """Entry point: errors of ours, and files that the system refuses, end with their message and exit code, never with a traceback."""
+    from difffeat.probe.provenance import typed
+
     stops_like_ctrl_c()
     try:
-        command()(standalone_mode=True)
+        with typed(["difffeat", *sys.argv[1:]]):
+            command()(standalone_mode=True)
     except DifffeatError as error:
         _leave(error)
     except OSError as error:  # a pipe that ended is not among them: click leaves without a word

@@ -14,6 +14,7 @@ from difffeat.probe.evaluate import SCHEMA, probe_store, split_rows, write_metri
 from difffeat.probe.fusion import FusionProbe, join
 from difffeat.probe.optim import check_seed
 from difffeat.probe.output import check_folder
+from difffeat.probe.provenance import provenance
 from difffeat.probe.sameness import told
 from difffeat.probe.search import Grid, SearchResult, grid_search, halving, local_search
 from difffeat.recipe import parse_tap
@@ -41,6 +42,7 @@ def run_probe(
     best = max(scored, key=lambda name: scored[name]["value"]) if scored else next(iter(names))
     final = probe_store(train, best, **others, report_on="test", method=method, seed=seed)
     result = {**final.result, "candidates": scored, "selected_on": "validation" if scored else final.result["selected_on"]}
+    result["provenance"] = provenance({"train": store, "validation": validation, "test": test})
     metrics = write_metrics(out, result, beside=["probe.safetensors"])
     about = {"tap": best, "fingerprint": train.fingerprint}
     classifier = final.probe.save(metrics.with_name(f"{metrics.stem.replace('metrics', 'probe')}.safetensors"), about)
@@ -84,6 +86,7 @@ def run_fuse(
     intervals, gains = _compared(splits["test"].labels, scores, name, seed)
     about = {"seed": seed, "join": summary, "taps": list(taps), "settings": fused.settings()}
     result = {**_origin(splits), **about, "mAP": intervals, "gain": gains}
+    result["provenance"] = provenance({"image": image_store, "text": text_store, "test image": test_image, "test text": test_text})
     metrics = write_metrics(out, result, beside=["fusion.safetensors"])
     kept = {"taps": ",".join(taps), "fingerprints": result["fingerprints"]["train"]}
     classifier = fused.save(metrics.with_name(f"{metrics.stem.replace('metrics', 'fusion')}.safetensors"), kept)
@@ -162,6 +165,7 @@ def run_search(image_store: Path, text_store: Path, *, strategy: str, neighbourh
         "fingerprints": _fingerprints(train),
         "classes": list(joined.classes),
         **found.to_dict(),
+        "provenance": provenance({"image": image_store, "text": text_store}),
     }
     metrics = write_metrics(out, result, "search.json")
     counts = ", ".join(f"{count} {kind}" for kind, count in found.counts.items())
