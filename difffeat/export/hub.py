@@ -188,8 +188,8 @@ class _Fetching:
             return found
         if cached or huggingface_hub.constants.HF_HUB_OFFLINE:
             raise CheckpointNotFound(
-                f"{found} in the hub's cache is damaged: its bytes are not those that the hub names. Delete {found.resolve()} and run the same command "
-                "again with network."
+                f"{found} in the hub's cache is damaged: its bytes are not those that the hub names. Delete {found.resolve()} and run the same "
+                "command again with network."
             )
         return Path(huggingface_hub.hf_hub_download(self.repository, name, revision=revision, force_download=True))
 
@@ -212,8 +212,8 @@ class _Fetching:
             else f"a model that is read here (looked for {names} with {STEM}.safetensors or .bin)"
         )
         raise CheckpointNotFound(
-            f"{self._at()} on the hub has not {one}. {self._listing()}For another file pass {self.option} {self.repository}/FILE, or download it and "
-            f"pass {self.option} PATH."
+            f"{self._at()} on the hub does not have {one}. {self._listing()}For another file pass {self.option} {self.repository}/FILE, or "
+            f"download it and pass {self.option} PATH."
         )
 
     def _listing(self) -> str:
@@ -238,12 +238,12 @@ class _Fetching:
         if disk is not None:
             where = f"{disk.filename}: " if disk.filename else ""
             raise OutputError(
-                f"{name} of {self._at()} could not be kept on disk: {where}{disk.strerror or disk}. Free space or mend its permissions, or set HF_HOME "
-                "to a folder with room; then run the same command again."
+                f"{name} of {self._at()} could not be kept on disk: {where}{disk.strerror or disk}. Free space or mend its permissions, or set "
+                "HF_HOME to a folder with room; then run the same command again."
             ) from error
         words = " ".join(str(error).split()) or type(error).__name__
         cause = error.__cause__
-        if cause is not None and (said := " ".join(str(cause).split())) and said not in words:
+        if isinstance(error, FileNotFoundError) and cause is not None and (said := " ".join(str(cause).split())) and said not in words:
             words = f"{words} ({type(cause).__name__}: {said})"
         what = f"{self._at()} could not be fetched from the hub ({type(error).__name__}: {words})"
         raise CheckpointNotFound(f"{what}. {self._advice(error)}") from None

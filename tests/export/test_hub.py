@@ -16,7 +16,7 @@ from difffeat.errors import CheckpointNotFound, ConfigError, OutputError
 from difffeat.export.hub import HubPlace, locate, parse_hub_id, place_words
 from difffeat.export.weights import load_dit, random_dit, save_dit_diffusers
 from tests.export.hub_server import COMMIT, Hub, serving
-from tests.export.small import SMALL_DIT
+from tests.export.test_weights import SMALL_DIT
 
 CONNECT = socket.socket.connect
 STEM = "diffusion_pytorch_model"
@@ -91,7 +91,7 @@ def test_an_index_that_is_none_fetches_nothing_by_it(index: bytes, hub: Hub) -> 
 
 def test_a_part_that_is_missing_is_named(hub: Hub) -> None:
     index = json.dumps({"weight_map": {"a": "part-1.safetensors"}}).encode()
-    with pytest.raises(CheckpointNotFound, match=r"own/model on the hub has not the file vae/part-1\.safetensors\. It has vae/config\.json"):
+    with pytest.raises(CheckpointNotFound, match=r"own/model on the hub does not have the file vae/part-1\.safetensors\. It has vae/config\.json"):
         fetched(hub, {"vae/config.json": b"{}", f"vae/{STEM}.safetensors.index.json": index})
 
 
