@@ -358,7 +358,7 @@ def fuse(
     as_json: Json = False,
 ) -> None:
     """Train a fused classifier on image and text features joined by sample id."""
-    from difffeat.workflows.probing import run_fuse
+    from difffeat.workflows.fusing import run_fuse
 
     result = run_fuse(
         image_store, text_store, image_tap=image_tap, text_tap=text_tap, test_image=test_image, test_text=test_text, fusion=fusion, width=width,
@@ -378,7 +378,7 @@ def search(
     as_json: Json = False,
 ) -> None:
     """Find the best pair of image and text taps, with the full trace."""
-    from difffeat.workflows.probing import run_search
+    from difffeat.workflows.searching import run_search
 
     emit(run_search(image_store, text_store, strategy=strategy, neighbourhood=neighbourhood, seed=seed, output=output), as_json)
 

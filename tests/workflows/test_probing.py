@@ -18,8 +18,10 @@ from difffeat.runtime.extract import extract
 from difffeat.runtime.sources import open_source
 from difffeat.runtime.sources_options import SourceOptions
 from difffeat.runtime.store import Store
+from difffeat.workflows.fusing import run_fuse
 from difffeat.workflows.pairs import Held, Split, TapEvaluator
-from difffeat.workflows.probing import run_fuse, run_probe, run_search
+from difffeat.workflows.probing import run_probe
+from difffeat.workflows.searching import run_search
 from tests.runtime.stores import Recall, make_source
 
 ROWS = 80

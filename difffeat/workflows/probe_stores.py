@@ -1,0 +1,69 @@
+"""What `probe`, `fuse` and `search` share: the stores and taps that are asked for, where results go, and intervals in words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from difffeat.errors import ConfigError
+from difffeat.probe.optim import check_seed
+from difffeat.probe.output import check_folder
+from difffeat.recipe import parse_tap
+from difffeat.runtime.store import Store
+from difffeat.workflows.pairs import Split
+
+RESULTS = Path("results")
+BRACKETS = "  in brackets: 95 % bootstrap intervals over samples"
+
+
+def results_folder(output: Path | None, name: str, seed: int) -> Path:
+    """Where the results go. Raises ConfigError before anything is trained for a folder that cannot be one, and for a seed that is none."""
+    check_seed(seed)
+    out = output or RESULTS / name
+    check_folder(out)
+    return out
+
+
+def features_of(path: Path) -> Store:
+    """A store whose taps can be probed. Raises ConfigError for a latent cache."""
+    store = Store.open(path)
+    if store.recipe.graph.kind == "latents":
+        raise ConfigError(f"{path} is a latent cache, not features. Make features of it first: difffeat extract ARTIFACT SOURCE --latents {path}")
+    return store
+
+
+def taps_asked(store: Store, asked: str | None) -> tuple[str, ...]:
+    """The taps that are asked for, each once. Raises ConfigError where none is, or one that the store does not have."""
+    if asked is None:
+        return store.taps
+    names = tuple(dict.fromkeys(part.strip() for part in asked.split(",") if part.strip()))
+    if not names:
+        raise ConfigError(f"--taps names no tap. {store.path} has {', '.join(store.taps)}; leave the option out for all of them.")
+    return tuple(known_tap(store, name) for name in names)
+
+
+def known_tap(store: Store, tap: str) -> str:
+    """The tap itself. Raises ConfigError where it is no tap, or one that the store does not have."""
+    parse_tap(tap)
+    if tap not in store.taps:
+        raise ConfigError(f"{store.path} has no tap {tap!r}; it has {', '.join(store.taps)}")
+    return tap
+
+
+def one_tap(store: Store, tap: str | None, option: str) -> str:
+    """The tap that is asked for, or the store's only one. Raises ConfigError, naming `option`, where there are several."""
+    if tap is not None:
+        return known_tap(store, tap)
+    if len(store.taps) > 1:
+        raise ConfigError(f"{store.path} has {len(store.taps)} taps; say which with {option}, one of: {', '.join(store.taps)}")
+    return next(iter(store.taps))
+
+
+def fingerprints_of(split: Split) -> dict[str, str]:
+    """The fingerprints of both stores of a split."""
+    return {"image": split.joined.image_store.fingerprint, "text": split.joined.text_store.fingerprint}
+
+
+def interval_text(value: dict[str, Any], key: str = "value") -> str:
+    """`value[key]` and its interval in percent, as in `52.31 [50.70, 53.52]`."""
+    return f"{100 * value[key]:.2f} [{100 * value['low']:.2f}, {100 * value['high']:.2f}]"
