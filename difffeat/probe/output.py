@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -21,18 +21,23 @@ def replace_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
         raise ConfigError(f"{target} is a folder; name a file in it")
     with _told(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
+        with _written_aside(target, data) as temporary:
             os.replace(temporary, target)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
     return target
+
+
+@contextlib.contextmanager
+def _written_aside(target: Path, data: bytes) -> Iterator[Path]:
+    """The bytes in a file of their own beside `target`, on disk, with the rights that the umask gives; gone in the end, whatever happens."""
+    temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(6)}")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -47,8 +52,14 @@ def _told(target: Path) -> Iterator[None]:
 
 
 def check_folder(folder: str | os.PathLike[str]) -> None:
-    """Raises ConfigError where results could not be written into `folder`, because it or a folder above it is a file."""
+    """Raises ConfigError where results could not be written into `folder`, because it or a folder above it is a file, or it is a store or an
+    artifact.
+    """
     path = Path(folder)
+    if (path / "manifest.json").is_file() and (path / "shards").is_dir():
+        raise ConfigError(f"{path} is a feature store, whose files must stay as they are. Choose another -o for the results.")
+    if (path / "recipe.json").is_file() and (path / "model.onnx").is_file():
+        raise ConfigError(f"{path} is an artifact, which is replaced as a whole. Choose another -o for the results.")
     for place in (path, *path.parents):
         if place.is_dir():
             return
@@ -72,12 +83,23 @@ def write_fresh(path: str | os.PathLike[str], data: bytes, beside: Sequence[str]
             if any(_numbered(wanted.with_name(name), number).exists() for name in beside):
                 continue
             try:
-                # Exclusive creation: two runs that end at once cannot both take the same name.
-                with target.open("xb") as file:
-                    file.write(data)
+                _take_name(target, data)
                 return target
             except FileExistsError:
                 continue
+
+
+def _take_name(target: Path, data: bytes) -> None:
+    """Raises FileExistsError where the name is taken, in one step with taking it: two runs that end at once cannot both have it."""
+    with _written_aside(target, data) as temporary:
+        try:
+            os.link(temporary, target)
+            return
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without links
+            target.open("xb").close()
+            os.replace(temporary, target)
 
 
 def _numbered(path: Path, number: int) -> Path:

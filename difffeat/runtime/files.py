@@ -43,7 +43,7 @@ class Files:
 
     def create(self, path: Path) -> int:
         """A new, empty file; its descriptor."""
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)  # less the umask
 
     def allocate(self, descriptor: int, size: int) -> None:
         """Reserve disk space, so that a full disk is found before writing. File systems without this are left to find out while writing."""
@@ -220,7 +220,8 @@ class Lock:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
-            self._files.remove(self.path)
+            if self._descriptor is None or os.path.samestat(os.fstat(self._descriptor), self.path.stat()):  # else its folder was renamed with it
+                self._files.remove(self.path)
         except FileNotFoundError:
             return
         except OSError:

@@ -24,6 +24,7 @@ from difffeat.runtime.progress import Progress, Summary
 from difffeat.runtime.sources import open_source
 from difffeat.runtime.sources_options import SourceOptions
 from difffeat.runtime.summary import summary_dict, summary_text
+from difffeat.workflows.staging import check_place
 
 ARTIFACTS = Path("artifacts")
 FEATURES = Path("features")
@@ -80,6 +81,8 @@ def run_export(
         ddim_steps=ddim_steps,
         self_conditioning=self_conditioning,
     )
+    if output is not None:  # ahead of loading, which may be a download
+        check_place(output, overwrite, *(Path(given) for given in (weights, vae) if given is not None and Path(given).expanduser().exists()))
     say(f"loading {model} from {_weights_place(model, weights)}")
     if vae is not None:
         say(f"and the autoencoder from {_weights_place(model, vae)}")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -24,13 +22,12 @@ from difffeat.engines.artifact import (
     TOKENIZER_FILE,
 )
 from difffeat.engines.parity import ParityReport
-from difffeat.errors import ConfigError, ParityError
+from difffeat.errors import ConfigError
 from difffeat.recipe import GraphRecipe, tap_name
-from difffeat.runtime.files import Files
 from difffeat.workflows.checking import Parts, check_captions, check_images, measure_parity, promote
+from difffeat.workflows.staging import PARITY_FILE, install, staging_folder
 from difffeat.workflows.tables import dit_denoiser_table, dit_sweep_table, plaid_denoiser_table, plaid_sweep_table
 
-PARITY_FILE = "parity.json"
 FILES = {"model": MODEL_FILE, "latents": LATENTS_FILE, "denoiser": DENOISER_FILE}
 CHECK_SAMPLES = 3
 
@@ -276,7 +273,21 @@ def _export(
     say: Say,
 ) -> ExportReport:
     """The part that images and text share: reference, graphs, files, parity, and only then the final name."""
-    staging = staging_folder(out, overwrite)
+    with staging_folder(out, overwrite) as staging:
+        return _export_into(staging, recipe, out, feeds, fill, reference, extra, parts, say)
+
+
+def _export_into(
+    staging: Path,
+    recipe: GraphRecipe,
+    out: Path,
+    feeds: dict[str, np.ndarray],
+    fill: Callable[[Any, str], None],
+    reference: Callable[[GraphRecipe], dict[str, np.ndarray]],
+    extra: dict[str, Any],
+    parts: Sequence[str],
+    say: Say,
+) -> ExportReport:
     seconds: dict[str, float] = {}
     started = time.perf_counter()
     if recipe.precision != "fp32":
@@ -315,50 +326,9 @@ def _write_extra(path: Path, content: Any) -> None:
     if isinstance(content, bytes):
         path.write_bytes(content)
         return
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
-    save_file(content, path)
-
-
-def staging_folder(out: Path, overwrite: bool) -> Path:
-    """An empty folder beside `out` to build an artifact in. Raises ConfigError when `out` is taken."""
-    if out.name in ("", ".."):
-        raise ConfigError(f"-o {out} has no name of its own; an artifact is a folder that is replaced whole, such as artifacts/dit-b12-t30.")
-    if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
-        if not (out / MODEL_FILE).is_file():
-            raise ConfigError(f"{out} exists and is no artifact of ours; choose another -o.")
-        if not overwrite:
-            raise ConfigError(f"{out} already holds an artifact. Pass --overwrite to replace it, or another -o.")
-    staging = out.with_name(f"{out.name}.partial")
-    if staging.exists():
-        shutil.rmtree(staging)
-    staging.mkdir(parents=True)
-    return staging
-
-
-def install(staging: Path, out: Path, parity: Any) -> Path:
-    """Give a checked artifact its name; one that fails goes to `<out>.failed` and raises ParityError."""
-    target = out if parity.passed else out.with_name(f"{out.name}.failed")
-    replace_folder(staging, target)
-    try:
-        parity.require()
-    except ParityError as error:
-        raise ParityError(f"{error} It was kept at {target} for inspection.") from None
-    return target
-
-
-def replace_folder(staging: Path, target: Path) -> None:
-    """Give a finished folder its name, durably; what had the name is removed only when the new one stands."""
-    for file in staging.iterdir():
-        Files().fsync(file)
-    replaced = target.with_name(f"{target.name}.replaced")
-    if replaced.exists():
-        shutil.rmtree(replaced)
-    if target.exists():
-        os.replace(target, replaced)
-    os.replace(staging, target)
-    Files().fsync(target.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
+    path.write_bytes(save(content))  # its own save_file makes files that nobody else may read, whatever the umask
 
 
 def _reference_noise(recipe: GraphRecipe, feeds: dict[str, np.ndarray], shape: Sequence[int]) -> Any:

@@ -17,7 +17,7 @@ from difffeat.errors import ConfigError
 from difffeat.recipe import GraphRecipe, format_timestep
 from difffeat.runtime.manifest import MANIFEST
 from difffeat.workflows.describing import describe_store
-from difffeat.workflows.exporting import PARITY_FILE
+from difffeat.workflows.staging import PARITY_FILE
 
 
 def run_inspect(path: Path) -> dict[str, Any]:

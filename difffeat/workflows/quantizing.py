@@ -23,7 +23,7 @@ from difffeat.runtime.feeds import fed_batches
 from difffeat.runtime.samples import Sample
 from difffeat.runtime.sources import open_source
 from difffeat.runtime.sources_options import SourceOptions
-from difffeat.workflows.exporting import PARITY_FILE, install, staging_folder
+from difffeat.workflows.staging import PARITY_FILE, check_place, install, staging_folder
 from difffeat.workflows.verifying import PER_SAMPLE, features_of, open_running, spread
 
 SAMPLES = 64
@@ -59,20 +59,21 @@ def run_quantize(
         raise ConfigError(f"{path} is {artifact.recipe.precision}; int8 is made from an fp32 artifact.")
     if parts not in PARTS:
         raise ConfigError(f"--parts must be one of {', '.join(PARTS)}; got {parts!r}")
+    out = output or path.with_name(f"{path.name}-int8")
+    check_place(out, overwrite, path)
     listed = open_source(source, source_options).samples
     chosen = spread(listed, samples)
-    out = output or path.with_name(f"{path.name}-int8")
-    staging = staging_folder(out, overwrite)
     started = time.perf_counter()
-    say(f"calibrating on {len(chosen)} of {len(listed)} samples")
-    batches = calibration_batches(artifact, chosen, run, threads)
-    calibration = calibration_digest(batches, PARTS[parts])
-    recipe = replace(artifact.recipe, precision="int8", calibration=calibration, options={**artifact.recipe.options, "int8_parts": parts})
-    _write(artifact, staging, recipe, batches, PARTS[parts], say)
-    say("checking int8 against fp32 on the calibrating samples")
-    parity = _parity(artifact, Artifact.open(staging), chosen, run, threads)
-    (staging / PARITY_FILE).write_text(json.dumps(parity.to_dict(), indent=2, sort_keys=True) + "\n")
-    final = Artifact.open(install(staging, out, parity))
+    with staging_folder(out, overwrite, path) as staging:
+        say(f"calibrating on {len(chosen)} of {len(listed)} samples")
+        batches = calibration_batches(artifact, chosen, run, threads)
+        calibration = calibration_digest(batches, PARTS[parts])
+        recipe = replace(artifact.recipe, precision="int8", calibration=calibration, options={**artifact.recipe.options, "int8_parts": parts})
+        _write(artifact, staging, recipe, batches, PARTS[parts], say)
+        say("checking int8 against fp32 on the calibrating samples")
+        parity = _parity(artifact, Artifact.open(staging), chosen, run, threads)
+        (staging / PARITY_FILE).write_text(json.dumps(parity.to_dict(), indent=2, sort_keys=True) + "\n")
+        final = Artifact.open(install(staging, out, parity))
     worst = max(parity.taps.items(), key=lambda item: item[1].relative_l2)
     lines = [
         f"{final.path}: int8 ({parts}), {final.size / 1e6:.1f} MB for {artifact.size / 1e6:.1f} MB, calibrated on {len(chosen)} samples",

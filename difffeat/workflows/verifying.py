@@ -16,6 +16,7 @@ from difffeat.engines import Artifact, Engine, EngineOptions, open_engine
 from difffeat.engines.artifact import MODEL_FILE, RECIPE_FILE, read_initializers
 from difffeat.engines.parity import TapStatistics, statistics
 from difffeat.errors import ConfigError, ParityError, RecipeMismatch
+from difffeat.probe.output import replace_bytes
 from difffeat.recipe import GraphRecipe, RunRecipe, tap_name
 from difffeat.runtime.feeds import Fed, fed_batches
 from difffeat.runtime.inversion import Inversion, open_inversion
@@ -24,7 +25,7 @@ from difffeat.runtime.sources import open_source
 from difffeat.runtime.sources_options import SourceOptions
 from difffeat.workflows.checking import Parts, promote, standardised
 from difffeat.workflows.checking import exact as exact_form
-from difffeat.workflows.exporting import PARITY_FILE, replace_folder
+from difffeat.workflows.staging import PARITY_FILE, REPORT_FILE, replace_folder, staging_folder
 
 LIMITS = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 1e-2, "int8": 0.35}
 """Largest relative L2 of a tap on standardised features, by precision. int8 is judged by a probe (`--probe`); its limit catches what is broken."""
@@ -32,7 +33,6 @@ REFERENCE_BATCH = 8
 PER_SAMPLE = ("pixels", "latents", "noise", "tokens", "lengths")
 PROMOTED, INT8_PARTS = "fp32_parts", "int8_parts"
 """Options of a recipe that go with its precision."""
-REPORT_FILE = "verify.json"
 PROMOTION_SAMPLES = 24
 LEAST_SAMPLES = 2
 MARGINS = (0.9, 0.7, 0.5)
@@ -114,7 +114,7 @@ def run_verify(
             break
         artifact = promote_failing(artifact, exact, chosen, run, say, margin=margin)
         verified = measured(artifact, features_at(artifact, judge, chosen, run, batches, **opening))
-    (artifact.path / REPORT_FILE).write_text(json.dumps(verified.to_dict(), indent=2, sort_keys=True) + "\n")
+    replace_bytes(artifact.path / REPORT_FILE, (json.dumps(verified.to_dict(), indent=2, sort_keys=True) + "\n").encode())
     result = {**verified.to_dict(), "artifact": str(artifact.path), "note": note, "text": "\n".join(_lines(artifact, verified, note))}
     if verified.failing:
         raise ParityError(_complaint(artifact, verified, promoting))
@@ -308,15 +308,14 @@ def promote_failing(
     if recipe == artifact.recipe:
         say("no block fails by itself on these samples: nothing was promoted")
         return artifact
-    staging = artifact.path.with_name(f"{artifact.path.name}.partial")
-    if staging.exists():
-        shutil.rmtree(staging)
-    shutil.copytree(artifact.path, staging, ignore=shutil.ignore_patterns("engines", PARITY_FILE, REPORT_FILE, "*.onnx", "*.onnx_data"))
-    for part, path in artifact.graphs.items():
-        module = parts.module(recipe, part)
-        write_graph(graph_spec(recipe, module, part), staging / path.name, recipe)
-    (staging / RECIPE_FILE).write_text(json.dumps(recipe.to_dict(), indent=2, sort_keys=True) + "\n")
-    replace_folder(staging, artifact.path)
+    with staging_folder(artifact.path, True) as staging:
+        left_out = shutil.ignore_patterns("engines", PARITY_FILE, REPORT_FILE, "*.onnx", "*.onnx_data")
+        shutil.copytree(artifact.path, staging, ignore=left_out, dirs_exist_ok=True)
+        for part, path in artifact.graphs.items():
+            module = parts.module(recipe, part)
+            write_graph(graph_spec(recipe, module, part), staging / path.name, recipe)
+        (staging / RECIPE_FILE).write_text(json.dumps(recipe.to_dict(), indent=2, sort_keys=True) + "\n")
+        replace_folder(staging, artifact.path)
     return Artifact.open(artifact.path)
 
 

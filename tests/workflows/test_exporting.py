@@ -76,7 +76,7 @@ def test_an_export_that_is_cut_short_leaves_no_artifact_and_the_next_one_cleans_
         broken.setattr(graph, "write_graph", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             export_named("text", tmp_path / "out")
-    assert [path.name for path in tmp_path.iterdir()] == ["out.partial"]
+    assert not list(tmp_path.iterdir())
     export_named("text", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -93,7 +93,7 @@ def test_an_artifact_is_replaced_only_when_asked(tmp_path: Path) -> None:
 def test_a_folder_of_something_else_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("years of work")
-    with pytest.raises(ConfigError, match="exists and is no artifact of ours; choose another -o"):
+    with pytest.raises(ConfigError, match="exists and is not an artifact of ours; choose another -o"):
         export_named("text", tmp_path / "out", overwrite=True)
     assert (tmp_path / "out" / "thesis.tex").read_text() == "years of work"
 
