@@ -16,6 +16,7 @@ import numpy as np
 from difffeat.engines.base import TensorSpec
 from difffeat.errors import ConfigError, ForeignGraph, MissingExtra, RecipeMismatch, UnsafeGraph
 from difffeat.recipe import ALIASES_KEY, METADATA_KEY, GraphRecipe
+from difffeat.recognise import not_an_artifact
 
 MODEL_FILE = "model.onnx"
 LATENTS_FILE = "latents.onnx"
@@ -44,7 +45,7 @@ class Artifact:
         folder = Path(path)
         graph = folder / MODEL_FILE
         if not graph.is_file():
-            raise ForeignGraph(f"{folder} holds no {MODEL_FILE}. Make an artifact with: difffeat export --model dit --weights PATH -o {folder}")
+            raise ForeignGraph(not_an_artifact(folder))
         metadata = graph_metadata(graph)
         if METADATA_KEY not in metadata:
             raise ForeignGraph(f"{graph} carries no difffeat recipe, so nobody can say what it computes. Export it with difffeat export.")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -118,7 +119,13 @@ def _save(model: Any, out: Path, recipe: GraphRecipe) -> None:
     for key, value in {**kept, METADATA_KEY: recipe.to_json()}.items():
         entry = model.metadata_props.add()
         entry.key, entry.value = key, value
-    onnx.save(model, str(out), save_as_external_data=True, all_tensors_to_one_file=True, location=f"{out.name}_data", size_threshold=1024)
+    data = out.with_name(f"{out.name}_data")
+    data.touch()
+    mode = data.stat().st_mode  # as the umask has it; onnx makes the file anew, for the user alone
+    data.unlink()
+    onnx.save(model, str(out), save_as_external_data=True, all_tensors_to_one_file=True, location=data.name, size_threshold=1024)
+    if data.exists():
+        data.chmod(stat.S_IMODE(mode))
 
 
 def _chain(first: Feeds, rest: Iterator[Feeds]) -> Iterator[dict[str, np.ndarray]]:

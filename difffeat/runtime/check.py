@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from difffeat.errors import StoreCorrupt
+from difffeat.recognise import quoted
 from difffeat.runtime.files import LOCK, TEMPORARY, Written, hash_file
 from difffeat.runtime.manifest import (
     MANIFEST,
@@ -75,7 +76,7 @@ class _Check:
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self._folder, self._manifest = folder, manifest
-        self._repair = f"difffeat store repair {shlex.quote(str(folder))}"
+        self._repair = f"difffeat store repair {quoted(folder)}"
         self._origin = readable_origin(folder)
         self._numbers = range(len(manifest.shards))
         self._receipts: dict[int, Receipt] = {}

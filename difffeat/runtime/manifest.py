@@ -17,6 +17,7 @@ from typing import Any
 from difffeat.engines.base import recorded_switches
 from difffeat.errors import ForeignGraph, StoreCorrupt, StoreMismatch, StoreNotFound
 from difffeat.recipe import GraphRecipe, Recipe, RunRecipe, digest
+from difffeat.recognise import not_a_store
 
 FORMAT = "difffeat-store/2"
 MANIFEST = "manifest.json"
@@ -221,7 +222,7 @@ def read_manifest(store: Path) -> Manifest:
     """The manifest of a store. Raises StoreNotFound and StoreCorrupt."""
     path = store / MANIFEST
     if not path.is_file():
-        raise StoreNotFound(f"{store} is no feature store: it has no {MANIFEST}. Make one with: difffeat extract ARTIFACT SOURCE -o {store}")
+        raise StoreNotFound(not_a_store(store))
     return Manifest.from_dict(read_signed(path, "Restore it, or extract again with --overwrite."), str(path))
 
 

@@ -15,6 +15,7 @@ from typing import Any, Self
 
 from difffeat.engines.base import recorded_switches
 from difffeat.errors import StoreCorrupt
+from difffeat.recognise import not_an_option
 from difffeat.runtime.files import Files
 from difffeat.runtime.manifest import Manifest, read_json
 from difffeat.runtime.places import absolute, is_pattern
@@ -133,7 +134,13 @@ def extract_command(store: Path, manifest: Manifest, origin: Origin | None) -> s
         options["device"] = manifest.engine["device"]
     options |= {name.replace("_", "-"): value for name, value in recorded_switches(manifest.engine).items()}
     options |= origin.options if origin is not None else {}
-    words = ["difffeat", "extract", *([origin.artifact, origin.source] if origin is not None else ["ARTIFACT", "SOURCE"]), "-o", str(store)]
+    words = [
+        "difffeat",
+        "extract",
+        *([origin.artifact, origin.source] if origin is not None else ["ARTIFACT", "SOURCE"]),
+        "-o",
+        not_an_option(str(store)),
+    ]
     for name, value in options.items():
         words += [f"--{'' if value else 'no-'}{name}"] if isinstance(value, bool) else [f"--{name}", str(value)]
     return shlex.join(words)

@@ -15,8 +15,9 @@ from difffeat.engines.cost import Cost, graph_cost
 from difffeat.engines.tensorrt_engine import SLOTS
 from difffeat.errors import ConfigError
 from difffeat.recipe import GraphRecipe, format_timestep
+from difffeat.recognise import Thing, quoted, recognise
 from difffeat.runtime.manifest import MANIFEST
-from difffeat.workflows.describing import describe_store
+from difffeat.workflows.describing import SHOWN, describe_store
 from difffeat.workflows.staging import PARITY_FILE
 
 
@@ -30,7 +31,12 @@ def run_inspect(path: Path) -> dict[str, Any]:
         return _artifact(Artifact.open(path))
     if (path / MANIFEST).is_file():
         return describe_store(path)
-    raise ConfigError(f"{path} is neither an artifact (no {MODEL_FILE}), nor a plan, nor a feature store (no {MANIFEST}).")
+    thing = recognise(path)
+    raise ConfigError(f"{path} {thing.words}: neither an artifact (no {MODEL_FILE}), nor a plan, nor a feature store (no {MANIFEST}){_held(thing)}.")
+
+
+def _held(thing: Thing) -> str:
+    return f". Is it one of {', '.join(map(quoted, thing.inside[:SHOWN]))}?" if thing.inside else ""
 
 
 def _artifact(artifact: Artifact) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from difffeat.runtime.feeding import Opening
 from difffeat.runtime.plan import HIGH, LOW, Plan, make_plan
 from difffeat.runtime.sources import open_source
 from difffeat.runtime.sources_options import SourceOptions
-from difffeat.workflows.commands import default_store
+from difffeat.workflows.commands import check_arguments, default_store
 
 
 def run_plan(
@@ -37,6 +37,7 @@ def run_plan(
     """Plan one extraction; arguments as the command's options. Raises what `extract` raises."""
     if workers < 1 or not 0 < seconds < math.inf:
         raise ConfigError(f"--workers must be at least 1 and --seconds above 0, got {workers} and {seconds:g}")
+    check_arguments("plan", Path(opening.artifact), source)
     artifact = Artifact.open(opening.artifact)
     listed = open_source(source, source_options)
     out = output or default_store(source, artifact)

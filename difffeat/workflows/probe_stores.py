@@ -9,6 +9,7 @@ from difffeat.errors import ConfigError
 from difffeat.probe.optim import check_seed
 from difffeat.probe.output import check_folder
 from difffeat.recipe import parse_tap
+from difffeat.recognise import quoted
 from difffeat.runtime.store import Store
 from difffeat.workflows.pairs import Split
 
@@ -28,7 +29,9 @@ def features_of(path: Path) -> Store:
     """A store whose taps can be probed. Raises ConfigError for a latent cache."""
     store = Store.open(path)
     if store.recipe.graph.kind == "latents":
-        raise ConfigError(f"{path} is a latent cache, not features. Make features of it first: difffeat extract ARTIFACT SOURCE --latents {path}")
+        raise ConfigError(
+            f"{path} is a latent cache, not features. Make features of it first: difffeat extract ARTIFACT SOURCE --latents {quoted(path)}"
+        )
     return store
 
 

@@ -19,10 +19,12 @@ from difffeat.engines.int8 import calibration_digest, copy_graph, quantisable, q
 from difffeat.engines.parity import ParityReport, compare
 from difffeat.errors import ConfigError
 from difffeat.recipe import GraphRecipe, RunRecipe
+from difffeat.recognise import quoted
 from difffeat.runtime.feeds import fed_batches
 from difffeat.runtime.samples import Sample
 from difffeat.runtime.sources import open_source
 from difffeat.runtime.sources_options import SourceOptions
+from difffeat.workflows.commands import check_arguments
 from difffeat.workflows.staging import PARITY_FILE, check_place, install, staging_folder
 from difffeat.workflows.verifying import PER_SAMPLE, features_of, open_running, spread
 
@@ -54,6 +56,7 @@ def run_quantize(
 
     Raises ConfigError, ParityError (the result is kept at `<output>.failed`), SourceError.
     """
+    check_arguments("quantize", path, source)
     artifact = Artifact.open(path)
     if artifact.recipe.precision != "fp32":
         raise ConfigError(f"{path} is {artifact.recipe.precision}; int8 is made from an fp32 artifact.")
@@ -78,7 +81,7 @@ def run_quantize(
     lines = [
         f"{final.path}: int8 ({parts}), {final.size / 1e6:.1f} MB for {artifact.size / 1e6:.1f} MB, calibrated on {len(chosen)} samples",
         f"  worst of {len(parity.taps)} taps {worst[0]}: relative L2 {worst[1].relative_l2:.1e} against fp32 (tolerance {parity.tolerance:g})",
-        f"next: difffeat verify {final.path} {source} --probe PROBE   (what it costs in mAP)",
+        f"next: difffeat verify {quoted(final.path)} {quoted(source)} --probe PROBE   (what it costs in mAP)",
     ]
     return {
         "artifact": str(final.path),

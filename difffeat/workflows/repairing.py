@@ -13,6 +13,7 @@ import numpy as np
 from difffeat.engines import Artifact, EngineOptions
 from difffeat.engines.base import recorded_switches
 from difffeat.errors import EXIT_OK, ConfigError, StoreCorrupt, StoreIncomplete, StoreMismatch
+from difffeat.recognise import quoted
 from difffeat.runtime.check import UNFINISHED, check
 from difffeat.runtime.latents import LatentCache
 from difffeat.runtime.manifest import Manifest, differences, read_manifest
@@ -60,7 +61,7 @@ def run_repair(
     `extract` raises.
     """
     if (artifact is None) != (source is None):
-        raise ConfigError(f"give both, the artifact and the source: difffeat store repair {store} ARTIFACT SOURCE")
+        raise ConfigError(f"give both, the artifact and the source: difffeat store repair {quoted(store)} ARTIFACT SOURCE")
     say(f"reading {store}")
     found, manifest = diagnose(store), read_manifest(store)
     given = {"device": device, "latents": latents, **vars(source_options or SourceOptions())}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from difffeat.errors import ConfigError
+from difffeat.recognise import quoted
 from difffeat.runtime.compare import NAMED, Comparison, TapDifference, compare_stores
 from difffeat.runtime.convert import DESCRIPTION, ROWS_PER_FILE, Converted, convert
 from difffeat.workflows.describing import describe_store
@@ -30,7 +31,7 @@ def run_convert(
 ) -> dict[str, Any]:
     """Write a store in another layout. Raises what `convert` raises, ConfigError without an output folder."""
     if output is None:
-        raise ConfigError(f"say where to write: difffeat store convert {store} --to {layout} -o {store.name}-{layout}")
+        raise ConfigError(f"say where to write: difffeat store convert {quoted(store)} --to {layout} -o {quoted(f'{store.name}-{layout}')}")
     names = _names(taps)
     result = convert(store, output, layout, taps=names, dtype=dtype, rows_per_file=rows_per_file, keep_quarantined=keep_quarantined)
     return {**asdict(result), "path": str(result.path), "bytes": result.bytes, "text": "\n".join(_converted_lines(result))}

@@ -94,9 +94,9 @@ def test_exporting_the_published_dit_offline_says_how_to_pass_files(run: Run) ->
         (["export", "--model", "dit-digits", "--label", "7"], 2, "label must lie in 0..3"),
         (["extract"], 2, "no artifact was given and artifacts/ holds none. Make one first: difffeat export --model dit-digits"),
         (["extract", "nothing", "photos"], 1, "nothing"),
-        (["inspect", "."], 2, "is neither an artifact (no model.onnx), nor a plan, nor a feature store (no manifest.json)"),
-        (["store", "verify", "."], 1, "is no feature store: it has no manifest.json. Make one with: difffeat extract"),
-        (["probe", "."], 1, "is no feature store"),
+        (["inspect", "."], 2, "neither an artifact (no model.onnx), nor a plan, nor a feature store (no manifest.json)"),
+        (["store", "verify", "."], 1, ". is an empty folder, so it is not a feature store. Make one with: difffeat extract"),
+        (["probe", "."], 1, "is not a feature store"),
         (["--config", "no.toml", "inspect", "."], 2, "--config no.toml cannot be read"),
     ],
 )

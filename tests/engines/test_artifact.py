@@ -75,7 +75,9 @@ def test_the_digest_covers_every_file_that_decides_a_feature(tmp_path: Path, fil
 
 
 def test_a_folder_without_a_graph_says_how_to_make_one(tmp_path: Path) -> None:
-    with pytest.raises(ForeignGraph, match=r"holds no model\.onnx\. Make an artifact with: difffeat export --model dit --weights PATH -o "):
+    with pytest.raises(
+        ForeignGraph, match=r"holds no model\.onnx and is not an artifact\. Make an artifact with: difffeat export --model dit --weights PATH -o "
+    ):
         Artifact.open(tmp_path)
     with pytest.raises(ForeignGraph, match=r"holds no model\.onnx"):
         Artifact.open(tmp_path / "none")

@@ -173,7 +173,7 @@ def test_another_batch_size_goes_on_when_it_is_allowed_and_is_recorded(source: P
 
 @pytest.mark.parametrize("mode", [Mode.APPEND, Mode.RETRY])
 def test_growing_and_mending_need_a_store(mode: Mode, source: Path, tmp_path: Path) -> None:
-    with pytest.raises(StoreNotFound, match="is no feature store"):
+    with pytest.raises(StoreNotFound, match="not a feature store"):
         run(source, tmp_path / "out", mode)
     assert not (tmp_path / "out").exists()
 

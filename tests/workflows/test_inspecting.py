@@ -25,7 +25,7 @@ def test_a_graph_is_its_artifact(text: Path, tmp_path: Path) -> None:
     alone = tmp_path / "alone" / "model2.onnx"
     alone.parent.mkdir()
     alone.write_bytes((text / "model.onnx").read_bytes())
-    with pytest.raises(ConfigError, match=r"is neither an artifact \(no model\.onnx\), nor a plan"):
+    with pytest.raises(ConfigError, match=r"is a graph's file: neither an artifact \(no model\.onnx\), nor a plan"):
         run_inspect(alone)
 
 
