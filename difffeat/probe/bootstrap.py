@@ -21,7 +21,7 @@ import numpy as np
 
 from difffeat.errors import ConfigError, ProbeError
 from difffeat.probe.data import as_multi_hot
-from difffeat.probe.metrics import Statistic, statistic
+from difffeat.probe.metrics import Statistic, class_precisions, mean_over_classes, statistic
 
 _BLOCK_BYTES = 32 * 2**20
 RARE = 10
@@ -104,8 +104,9 @@ def bootstrap_interval(
     as in `metrics.statistic`.
     """
     score, n = statistic(metric, labels, scores, **options), len(labels)
-    low, high, mean, used = _percentiles(_resampled(n, n_resamples, rng, score)[0], level)
     value = _point(score, n)
+    resampled = _resampled(n, n_resamples, rng, score)[0] if metric != "map" else _resampled_map(labels, scores, n_resamples, rng, **options)
+    low, high, mean, used = _percentiles(resampled, level)
     # A skewed resampling may have its mean beyond a percentile: the score stays inside its own interval.
     ends = max(0.0, min(value, value + low - mean)), min(1.0, max(value, value + high - mean))
     rare = rare_classes(labels, classes) if metric in PER_CLASS else {}
@@ -173,10 +174,29 @@ def multiplicities(n: int, n_resamples: int, rng: np.random.Generator) -> Iterat
 
 def _resampled(n: int, n_resamples: int, rng: np.random.Generator, *scores: Statistic) -> np.ndarray:
     """Scores of all resamples, float64 [systems, n_resamples]."""
-    if n_resamples < 1:
-        raise ConfigError(f"n_resamples must be at least 1, got {n_resamples}")
+    _check_resamples(n_resamples)
     blocks = [np.stack([score(weights) for score in scores]) for weights in multiplicities(n, n_resamples, rng)]
     return np.concatenate(blocks, axis=1)
+
+
+def _resampled_map(labels: Any, scores: Any, n_resamples: int, rng: np.random.Generator, *, empty: str = "skip", **_: Any) -> np.ndarray:
+    """MAP of all resamples, float64 [n_resamples], the AP of each class spread to what as many new positives would give."""
+    _check_resamples(n_resamples)
+    per_class = class_precisions(labels, scores)
+    values = np.concatenate([per_class(weights) for weights in multiplicities(len(labels), n_resamples, rng)], axis=1)
+    counts = as_multi_hot(labels).sum(axis=0)
+    spread = np.sqrt(counts / np.maximum(counts - 1, 0.5))  # one positive says nothing of how others would vary: as two would
+    for c in np.flatnonzero(counts):
+        found = ~np.isnan(values[c])
+        if found.any():
+            mean = values[c, found].mean()
+            values[c, found] = mean + spread[c] * (values[c, found] - mean)
+    return mean_over_classes(values, empty)
+
+
+def _check_resamples(n_resamples: int) -> None:
+    if n_resamples < 1:
+        raise ConfigError(f"n_resamples must be at least 1, got {n_resamples}")
 
 
 def _percentiles(values: np.ndarray, level: float) -> tuple[float, float, float, int]:
