@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -18,10 +18,15 @@ import numpy as np
 from difffeat.engines.base import Engine
 from difffeat.errors import ConfigError, EngineError, SampleError
 from difffeat.recipe import tap_name
+from difffeat.runtime.blobs import is_remote
+from difffeat.runtime.decoding import FETCHES, DecodePool
 from difffeat.runtime.latents import LatentCache
 from difffeat.runtime.preprocess import decode
 from difffeat.runtime.samples import Sample
 from difffeat.runtime.tokens import Captions, batches_by_length, pad_tokens
+
+_Read = tuple[bytes | SampleError, float]
+_Decoded = tuple[np.ndarray | SampleError, str, float]
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,7 @@ class Feeder(Protocol):
         """The batches of a shard, and samples that are already known to be bad."""
         ...
 
-    def start(self, batch: Batch, pool: ThreadPoolExecutor) -> None:
+    def start(self, batch: Batch, pool: DecodePool) -> None:
         """Begin the preparation."""
         ...
 
@@ -93,8 +98,8 @@ class ImageFeeder:
     def plan(self, samples: Sequence[Sample]) -> tuple[list[Batch], list[Failure]]:
         return _in_order(samples, self._batch_size), []
 
-    def start(self, batch: Batch, pool: ThreadPoolExecutor) -> None:
-        batch.pending = [pool.submit(self._decode, sample) for sample in batch.samples]
+    def start(self, batch: Batch, pool: DecodePool) -> None:
+        batch.pending = [self._begin(sample, pool) for sample in batch.samples]
 
     def finish(self, batch: Batch) -> Prepared:
         pixels = np.zeros((self._batch_size, self._side, self._side, 3), np.uint8)
@@ -113,22 +118,34 @@ class ImageFeeder:
     def encode(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return feeds if self._latents is None else self._latents.run(feeds)
 
-    def _decode(self, sample: Sample) -> tuple[np.ndarray | SampleError, str, float]:
-        """Pixels or what is wrong with them, SHA-256 of the file, seconds."""
-        since = time.perf_counter()
-        result, digest = self._read(sample)
-        return result, digest, time.perf_counter() - since
+    def _begin(self, sample: Sample, pool: DecodePool) -> Future[_Decoded]:
+        if sample.image is not None and is_remote(sample.image):
+            return pool.fetch(_read, sample, FETCHES, then=self._decode)
+        return pool.submit(lambda: self._decode(_read(sample, 1)))
 
-    def _read(self, sample: Sample) -> tuple[np.ndarray | SampleError, str]:
-        digest = ""
+    def _decode(self, read: _Read) -> _Decoded:
+        """Pixels or what is wrong with them, SHA-256 of the file, seconds."""
+        data, seconds = read
+        if isinstance(data, SampleError):
+            return data, "", seconds
+        since, digest = time.perf_counter(), hashlib.sha256(data).hexdigest()
         try:
-            if sample.image is None:
-                raise SampleError("the sample has no image. Add one, or leave it out of the image store.")
-            data = sample.image.read()
-            digest = hashlib.sha256(data).hexdigest()
-            return decode(data, self._side, self._preprocessing), digest
+            pixels: np.ndarray | SampleError = decode(data, self._side, self._preprocessing)
         except SampleError as error:
-            return error, digest
+            pixels = error
+        return pixels, digest, seconds + time.perf_counter() - since
+
+
+def _read(sample: Sample, at_once: int) -> _Read:
+    """The bytes of an image or why they cannot be had, and its share of the seconds where so many are read at once."""
+    since = time.perf_counter()
+    try:
+        if sample.image is None:
+            raise SampleError("the sample has no image. Add one, or leave it out of the image store.")
+        data: bytes | SampleError = sample.image.read()
+    except SampleError as error:
+        data = error
+    return data, (time.perf_counter() - since) / at_once
 
 
 class CachedLatentsFeeder:
@@ -140,7 +157,7 @@ class CachedLatentsFeeder:
     def plan(self, samples: Sequence[Sample]) -> tuple[list[Batch], list[Failure]]:
         return _in_order(samples, self._batch_size), []
 
-    def start(self, batch: Batch, pool: ThreadPoolExecutor) -> None:
+    def start(self, batch: Batch, pool: DecodePool) -> None:
         return
 
     def finish(self, batch: Batch) -> Prepared:
@@ -184,7 +201,7 @@ class TextFeeder:
         planned = batches_by_length(np.array([len(own) for own in ids]), self._batch_size, self._multiple)
         return [Batch(kept[part], [samples[row] for row in kept[part]], length) for part, length in planned], failures
 
-    def start(self, batch: Batch, pool: ThreadPoolExecutor) -> None:
+    def start(self, batch: Batch, pool: DecodePool) -> None:
         return
 
     def finish(self, batch: Batch) -> Prepared:

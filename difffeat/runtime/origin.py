@@ -6,7 +6,6 @@ The manifest decides what a store's bytes are; `origin.json` only adds what it c
 from __future__ import annotations
 
 import os
-import re
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -18,13 +17,13 @@ from difffeat.errors import StoreCorrupt
 from difffeat.runtime.files import Files
 from difffeat.runtime.manifest import Manifest, read_json
 from difffeat.runtime.places import absolute, is_pattern
+from difffeat.runtime.remote_errors import without_password
 
 FORMAT = "difffeat-origin/1"
 ORIGIN = "origin.json"
 _PLACES = ("images", "coco_captions", "classes", "latents")
 """Options that name a file or folder."""
 _UNUSUAL = frozenset("[]{}*?")
-_PASSWORD = re.compile(r"(://[^/?#@:]*:)[^/?#@]+@")
 
 
 @dataclass(frozen=True)
@@ -83,11 +82,6 @@ def _plain(name: str, value: Any) -> Any:
     if not isinstance(value, (Path, str)):
         return value
     return without_password(absolute(str(value)) if name in _PLACES else str(value))
-
-
-def without_password(place: str) -> str:
-    """A place as it may be written down: passwords of its URLs are `PASSWORD`, since a store is passed on and backed up."""
-    return _PASSWORD.sub(r"\1PASSWORD@", place)
 
 
 def read_origin(store: Path) -> Origin | None:

@@ -11,7 +11,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from difffeat.errors import ConfigError, MissingExtra
-from difffeat.runtime import remote
+from difffeat.runtime.patience import Stop
 from difffeat.runtime.remote import RemoteError, fetch, is_url, list_remote, locate, open_remote
 
 
@@ -46,7 +46,7 @@ class FlakyFileSystem(MemoryFileSystem):
 def flaky(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[FlakyFileSystem]]:
     fsspec.register_implementation("flaky", FlakyFileSystem, clobber=True)
     waits: list[float] = []
-    monkeypatch.setattr(remote.time, "sleep", waits.append)
+    monkeypatch.setattr(Stop, "pause", lambda _, seconds: waits.append(seconds))
     monkeypatch.setattr(FlakyFileSystem, "waits", waits, raising=False)
     monkeypatch.setattr(FlakyFileSystem, "reads", 0)
     FlakyFileSystem().pipe({"/a.bin": bytes(range(200))})
