@@ -105,7 +105,11 @@ class HttpClient:
             return bytes(await _collect(reply, deadline, limit if stated is not None else min(limit, UNSTATED)))
 
     async def _part(self, url: str, start: int, end: int, seconds: float) -> bytes:
-        async with self._get(url, {"Range": f"bytes={start}-{end - 1}"}, seconds) as (reply, deadline):
+        async with self._get(url, {"Range": f"bytes={start}-{end - 1}"}, seconds, also=(416,)) as (reply, deadline):
+            if reply.status == 416:
+                if (total := _range_of(reply)[1]) is not None and start >= total:
+                    return b""
+                raise NoRanges(None)
             if reply.status == 206:
                 first, _ = _range_of(reply)
                 if _coded(reply):

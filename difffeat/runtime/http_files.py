@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -13,7 +15,6 @@ from urllib.parse import urljoin
 
 from difffeat.runtime.http_client import NoRanges, http_client
 from difffeat.runtime.http_url import sendable
-from difffeat.runtime.patience import Patience
 from difffeat.runtime.remote_errors import RemoteError
 
 KEPT = 8
@@ -21,8 +22,7 @@ KEPT = 8
 PAGES = 100_000
 """Pages of a listing that are followed."""
 PAGE_BYTES = 64 << 20
-
-Attempt = Callable[[str, Callable[[float], object], Patience], object]
+_PAGE = re.compile(rb"<(?:!doctype|html|body|pre|a)\b", re.IGNORECASE)
 
 
 class HttpFiles:
@@ -89,6 +89,7 @@ class _Kept:
             if self._file is None:
                 self._file = http_client().spool(self._url, seconds)
                 self._file.flush()
+                weakref.finalize(self, self._file.close)  # when no thread reads from it any more
             return self._file
 
 
@@ -128,7 +129,7 @@ def _links(url: str, content: bytes) -> list[str]:
         def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
             self.found.extend(value for name, value in attrs if tag == "a" and name == "href" and value)
 
-    if b"<" not in content[:2048]:
+    if _PAGE.search(content[: 1 << 16]) is None:
         raise RemoteError(f"{url} is not an index page, so that nothing below it can be listed. Name the images in a manifest")
     parser = Links(convert_charrefs=True)
     parser.found = []

@@ -119,7 +119,9 @@ def locate(url: str) -> tuple[Any, str]:
         if _is_chain(url):
             return url_to_fs(url)
         kind = get_filesystem_class(protocol.lower())
-        return filesystem(protocol.lower(), **kind._get_kwargs_from_urls(url)), kind._strip_protocol(url)
+        opened = filesystem(protocol.lower(), **kind._get_kwargs_from_urls(url))
+        # memory's own parser leaves a name with colons as it is, without the slash that all of its names begin with
+        return opened, f"/{rest.strip('/')}" if protocol.lower() == "memory" else kind._strip_protocol(url)
     except ImportError as error:
         raise _missing(url, error) from None
     except (ValueError, TypeError, AttributeError) as error:  # TypeError, AttributeError: a protocol that needs more than a URL
