@@ -26,7 +26,7 @@ from difffeat.runtime.samples import Sample
 from difffeat.runtime.tokens import Captions, batches_by_length, pad_tokens
 
 _Read = tuple[bytes | SampleError, float]
-_Decoded = tuple[np.ndarray | SampleError, str, float]
+_Decoded = tuple[np.ndarray | SampleError, str, list[str], float]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Batch:
 class Prepared:
     """Inputs for the engine (without noise and timestep parameters), which of the batch's rows are good, and the digest of what was read.
 
-    `seconds` is what the preparation took, summed over the threads that did it.
+    `remarks` pairs a sample's id with what was not plain about it; `seconds` is what the preparation took, summed over the threads that did it.
     """
 
     feeds: dict[str, np.ndarray]
@@ -66,6 +66,7 @@ class Prepared:
     failures: list[Failure]
     inputs: list[str]
     seconds: float = 0.0
+    remarks: list[tuple[str, str]] = field(default_factory=list)
 
 
 class Feeder(Protocol):
@@ -91,8 +92,8 @@ class Feeder(Protocol):
 class ImageFeeder:
     """Decoded, preprocessed pixels; through the VAE's graph where the main graph takes latents."""
 
-    def __init__(self, engine: Engine, batch_size: int, preprocessing: str, latents_engine: Engine | None = None) -> None:
-        self._batch_size, self._preprocessing, self._latents = batch_size, preprocessing, latents_engine
+    def __init__(self, engine: Engine, batch_size: int, preprocessing: str, pixels: str, latents_engine: Engine | None = None) -> None:
+        self._batch_size, self._preprocessing, self._pixels, self._latents = batch_size, preprocessing, pixels, latents_engine
         self._side = int((latents_engine or engine).inputs["pixels"].shape[1])
 
     def plan(self, samples: Sequence[Sample]) -> tuple[list[Batch], list[Failure]]:
@@ -105,8 +106,9 @@ class ImageFeeder:
         pixels = np.zeros((self._batch_size, self._side, self._side, 3), np.uint8)
         prepared = Prepared({"pixels": pixels}, np.zeros(len(batch.rows), bool), [], [])
         for index, (row, sample, future) in enumerate(zip(batch.rows, batch.samples, batch.pending, strict=True)):
-            result, digest, seconds = future.result()
+            result, digest, remarks, seconds = future.result()
             prepared.seconds += seconds
+            prepared.remarks += [(sample.id, remark) for remark in remarks]
             prepared.inputs.append(digest)
             if isinstance(result, SampleError):
                 prepared.failures.append(Failure(int(row), sample.id, "decode", result))
@@ -124,16 +126,16 @@ class ImageFeeder:
         return pool.submit(lambda: self._decode(_read(sample, 1)))
 
     def _decode(self, read: _Read) -> _Decoded:
-        """Pixels or what is wrong with them, SHA-256 of the file, seconds."""
+        """Pixels or what is wrong with them, SHA-256 of the file, what was not plain, seconds."""
         data, seconds = read
         if isinstance(data, SampleError):
-            return data, "", seconds
-        since, digest = time.perf_counter(), hashlib.sha256(data).hexdigest()
+            return data, "", [], seconds
+        since, digest, remarks = time.perf_counter(), hashlib.sha256(data).hexdigest(), list[str]()
         try:
-            pixels: np.ndarray | SampleError = decode(data, self._side, self._preprocessing)
+            pixels: np.ndarray | SampleError = decode(data, self._side, self._preprocessing, self._pixels, remarks)
         except SampleError as error:
-            pixels = error
-        return pixels, digest, seconds + time.perf_counter() - since
+            pixels, remarks = error, []
+        return pixels, digest, remarks, seconds + time.perf_counter() - since
 
 
 def _read(sample: Sample, at_once: int) -> _Read:
@@ -226,6 +228,7 @@ def make_feeder(
     *,
     batch_size: int,
     preprocessing: str,
+    pixels: str,
     latents_engine: Engine | None,
     cache: LatentCache | None,
     captions: Captions | None,
@@ -235,12 +238,12 @@ def make_feeder(
     if captions is not None:
         return TextFeeder(captions, batch_size, multiple)
     if "pixels" in engine.inputs:
-        return ImageFeeder(engine, batch_size, preprocessing)
+        return ImageFeeder(engine, batch_size, preprocessing, pixels)
     if cache is not None:
         return CachedLatentsFeeder(cache, batch_size)
     if latents_engine is None:
         raise ConfigError("this graph takes latents, and its artifact holds no VAE: pass --latents CACHE, or export it with --vae.")
-    return ImageFeeder(engine, batch_size, preprocessing, latents_engine)
+    return ImageFeeder(engine, batch_size, preprocessing, pixels, latents_engine)
 
 
 def per_timestep(engine: Engine, table: Mapping[str, np.ndarray] | None) -> list[tuple[float | None, dict[str, np.ndarray]]]:

@@ -55,6 +55,7 @@ def fed_batches(
         engine,
         batch_size=batch_size,
         preprocessing=run.preprocessing,
+        pixels=run.pixels,
         latents_engine=latents_engine,
         cache=cache,
         captions=captions,

@@ -170,6 +170,7 @@ class Job:
         """A decoded batch, one run after the other, the noise of each on its way."""
         prepared = self._feeder.finish(batch)
         self._clock.worked("decode", prepared.seconds / self._workers)
+        self._clock.remark(prepared.remarks)
         runs = [(t, parameters, draw) for t, parameters in self._runs for draw in range(self._recipe.draws)] if prepared.good.any() else []
         work = _Work(shard, batch, prepared, len(runs))
         for t, parameters, draw in runs:

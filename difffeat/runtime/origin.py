@@ -123,6 +123,8 @@ def extract_command(store: Path, manifest: Manifest, origin: Origin | None) -> s
         options["append"] = True
     if run.truncate:
         options["truncate"] = True
+    if not manifest.recipe.graph.takes_text and run.pixels != "shown":
+        options["pixels"] = run.pixels
     if manifest.engine.get("device", "cpu") != "cpu":
         options["device"] = manifest.engine["device"]
     options |= {name.replace("_", "-"): value for name, value in recorded_switches(manifest.engine).items()}
