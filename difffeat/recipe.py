@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from difffeat.errors import ConfigError, ForeignGraph
@@ -23,6 +23,7 @@ GRAPH_KINDS = ("image", "latents", "from-latents", "sweep", "text", "text-sweep"
 NOISINGS = ("random", "constant", "mean", "ddim")
 POOLINGS = ("mean", "max", "grid", "tokens")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+PIXELS = ("shown", "pillow", "strict")
 
 
 def canonical_json(value: Any, between: str = ",") -> str:
@@ -171,7 +172,9 @@ class GraphRecipe:
 class RunRecipe:
     """What an extraction adds to the graph: seed and draws of the noise, preprocessing, captions, the store's type.
 
-    `preprocessing`: `center` or `squash`; `captions`: `joined` (all, joined by a space) or `first`.
+    `preprocessing`: `center` or `squash`; `captions`: `joined` (all, joined by a space) or `first`; `pixels` of image files: `shown` (as viewers show
+    them), `pillow` (as `Image.open(...).convert("RGB")` gives them) or `strict` (as shown; CMYK and more than 8 bits are refused). It decides values
+    and which rows are valid. A recipe that does not state it is of the time when all were strict; in text it has no meaning.
     """
 
     seed: int = 0
@@ -180,11 +183,13 @@ class RunRecipe:
     captions: str = "joined"
     truncate: bool = False
     store_dtype: str = "fp16"
+    pixels: str = "shown"
 
     def __post_init__(self) -> None:
         _one_of("preprocessing", self.preprocessing, ("center", "squash"))
         _one_of("captions", self.captions, ("joined", "first"))
         _one_of("store_dtype", self.store_dtype, ("fp16", "fp32"))
+        _one_of("pixels", self.pixels, PIXELS)
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed must lie in 0..2^63-1, got {self.seed}")
         if self.draws < 1:
@@ -192,12 +197,15 @@ class RunRecipe:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
-        return {"format": FORMAT, **asdict(self)}
+        values = asdict(self)
+        if self.pixels == "strict":
+            del values["pixels"]
+        return {"format": FORMAT, **values}
 
     @classmethod
     def from_dict(cls, data: Any) -> RunRecipe:
         """The inverse of `to_dict`. Raises ForeignGraph on anything else."""
-        return _from_dict(cls, data)
+        return _from_dict(cls, {"pixels": "strict", **data} if isinstance(data, dict) else data)
 
 
 @dataclass(frozen=True)
@@ -209,7 +217,8 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
-        return {"graph": self.graph.to_dict(), "run": self.run.to_dict()}
+        run = replace(self.run, pixels="strict") if self.graph.takes_text else self.run
+        return {"graph": self.graph.to_dict(), "run": run.to_dict()}
 
     @property
     def fingerprint(self) -> str:

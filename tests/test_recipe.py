@@ -26,7 +26,7 @@ GRAPH = GraphRecipe(
     noising="random",
     label=1000,
 )
-RUN = RunRecipe(seed=3)
+RUN = RunRecipe(seed=3, pixels="strict")
 
 OTHER_GRAPH: dict[str, Any] = {
     "backbone": "dit-b-4-256",
@@ -46,7 +46,15 @@ OTHER_GRAPH: dict[str, Any] = {
     "calibration": "ee" * 32,
     "options": {"x": 1},
 }
-OTHER_RUN: dict[str, Any] = {"seed": 4, "draws": 2, "preprocessing": "squash", "captions": "first", "truncate": True, "store_dtype": "fp32"}
+OTHER_RUN: dict[str, Any] = {
+    "seed": 4,
+    "draws": 2,
+    "preprocessing": "squash",
+    "captions": "first",
+    "truncate": True,
+    "store_dtype": "fp32",
+    "pixels": "shown",
+}
 
 
 def test_canonical_json_is_sorted_dense_and_ascii() -> None:
@@ -67,10 +75,11 @@ def test_what_json_cannot_say_is_refused(value: object) -> None:
 
 
 def test_fingerprints_hold_from_release_to_release() -> None:
-    """Every store in the world carries one: these three may change only together with the recipe's format."""
+    """Every store in the world carries one: these may change only together with the recipe's format. The first three are older than `pixels`."""
     assert GRAPH.fingerprint == "9d979b82a34e9ad75f1bc0ce70659d2e42077ca9a35337ee03e0a601af7c3a89"
     assert digest(RUN.to_dict()) == "ac304878305a185c1ded050bcfd61064d066369dd08ff3b36f2455ca61d0714f"
     assert Recipe(GRAPH, RUN).fingerprint == "9f71b1b32cdcaf42fa5e6e499662d4e11b1ae2dbfac6bf879601f35dd1b52f89"
+    assert digest(RunRecipe(seed=3).to_dict()) == "230c702a9ad457c5fe79f7bb0f686438985ce2267f23874ae3231eaaf7daca26"
 
 
 @pytest.mark.parametrize("name", [f.name for f in fields(GraphRecipe)])
@@ -83,6 +92,14 @@ def test_every_field_of_the_graph_recipe_changes_the_fingerprint(name: str) -> N
 @pytest.mark.parametrize("name", [f.name for f in fields(RunRecipe)])
 def test_every_field_of_the_run_recipe_changes_the_fingerprint(name: str) -> None:
     assert Recipe(GRAPH, replace(RUN, **{name: OTHER_RUN[name]})).fingerprint != Recipe(GRAPH, RUN).fingerprint
+
+
+def test_a_recipe_that_does_not_state_pixels_was_strict_and_text_has_none() -> None:
+    assert RunRecipe.from_dict({"format": FORMAT, "seed": 3}) == RUN
+    text = replace(GRAPH, kind="text")
+    assert Recipe(text, RUN).fingerprint == Recipe(text, replace(RUN, pixels="shown")).fingerprint
+    for pixels in ("shown", "pillow", "strict"):
+        assert RunRecipe.from_dict(replace(RUN, pixels=pixels).to_dict()).pixels == pixels
 
 
 def test_a_value_deep_in_the_architecture_changes_the_fingerprint() -> None:
@@ -126,6 +143,7 @@ def test_a_graph_recipe_that_makes_no_sense_is_refused(changes: dict[str, Any], 
         ({"preprocessing": "pad"}, "preprocessing must be one of center, squash; got 'pad'"),
         ({"captions": "all"}, "captions must be one of joined, first; got 'all'"),
         ({"store_dtype": "fp8"}, "store_dtype must be one of fp16, fp32; got 'fp8'"),
+        ({"pixels": "raw"}, "pixels must be one of shown, pillow, strict; got 'raw'"),
     ],
 )
 def test_a_run_recipe_that_makes_no_sense_is_refused(changes: dict[str, Any], message: str) -> None:

@@ -21,6 +21,8 @@ ChannelsLast = Annotated[bool, typer.Option("--channels-last", help="torch: conv
 TensorrtProvider = Annotated[bool, typer.Option("--tensorrt-provider", help="ort: its own TensorRT provider, on a GPU.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 Preprocess = Annotated[str, typer.Option(help="center (crop) or squash (keeps what lies at the edges).")]
+Pixels = Annotated[str, typer.Option(help="shown (as viewers do), pillow (as Image.open().convert('RGB'): not turned, alpha dropped) or strict.")]
+StrictPixels = Annotated[bool, typer.Option("--strict-pixels", help="Set aside CMYK and more than 8 bits: the same as --pixels strict.")]
 CaptionProtocol = Annotated[str, typer.Option(help="joined (all captions of a sample) or first.")]
 BatchSize = Annotated[str, typer.Option(help="Samples in a batch, part of the store's identity; auto: the fastest that fits, found by a short run.")]
 ShardSize = Annotated[int, typer.Option(help="Rows in a shard.")]

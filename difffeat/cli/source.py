@@ -29,6 +29,9 @@ OPTIONS: dict[str, Any] = {
     "dataset": Annotated[str | None, typer.Option(help="Standard data set whose root SOURCE is; folder for none. Default: recognised.")],
     "split": Annotated[str | None, typer.Option(help="Split of a standard or saved data set; also SOURCE::SPLIT.")],
     "drop_unlabelled": Annotated[bool, typer.Option("--drop-unlabelled", help="Leave out samples without any label.")],
+    "timeout": Annotated[float, typer.Option(help="URLs: seconds for an attempt; what goes on at 1 MiB/s is not cut off.")],
+    "retries": Annotated[int, typer.Option(help="URLs: attempts after the first one.")],
+    "total_timeout": Annotated[float, typer.Option(help="URLs: seconds for all attempts at one object.")],
 }
 """Every field of SourceOptions as a command's option."""
 

@@ -22,8 +22,10 @@ from difffeat.cli.options import (
     NumWorkers,
     Output,
     Overwrite,
+    Pixels,
     Preprocess,
     ShardSize,
+    StrictPixels,
     TensorrtProvider,
     Tf32,
     Threads,
@@ -151,6 +153,8 @@ def quantize(
     parts: Annotated[str, typer.Option(help="linears (the autoencoder stays in fp32, where it is fast), or all.")] = "linears",
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
     preprocess: Preprocess = "center",
+    pixels: Pixels = "shown",
+    strict_pixels: StrictPixels = False,
     captions: CaptionProtocol = "joined",
     threads: Threads = None,
     output: Output = None,
@@ -161,9 +165,10 @@ def quantize(
 ) -> None:
     """Make the int8 form of an fp32 artifact for ONNX Runtime on CPUs, calibrated on real samples."""
     from difffeat.recipe import RunRecipe
+    from difffeat.workflows.commands import way_of_pixels
     from difffeat.workflows.quantizing import run_quantize
 
-    run = RunRecipe(seed=seed, preprocessing=preprocess, captions=captions)
+    run = RunRecipe(seed=seed, preprocessing=preprocess, pixels=way_of_pixels(pixels, strict_pixels), captions=captions)
     result = run_quantize(
         artifact, source, output=output, samples=samples, parts=parts, run=run, source_options=source_options, threads=threads,
         overwrite=overwrite, say=say(as_json),
@@ -191,6 +196,8 @@ def verify(
     probe: Annotated[Path | None, typer.Option(help="Frozen probe (safetensors): also print its mAP on both.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
     preprocess: Preprocess = "center",
+    pixels: Pixels = "shown",
+    strict_pixels: StrictPixels = False,
     captions: CaptionProtocol = "joined",
     as_json: Json = False,
     *,
@@ -199,7 +206,7 @@ def verify(
     """Hold an engine's features of real samples against fp32, tap by tap; beyond tolerance the exit code is 1."""
     from difffeat.engines import EngineOptions
     from difffeat.recipe import RunRecipe
-    from difffeat.workflows.commands import parse_numbers
+    from difffeat.workflows.commands import parse_numbers, way_of_pixels
     from difffeat.workflows.verifying import run_verify
 
     result = run_verify(
@@ -208,7 +215,8 @@ def verify(
             compile=compile, tf32=tf32, channels_last=channels_last, tensorrt_provider=tensorrt_provider, cuda_graphs=cuda_graphs
         ),
         batches=[int(size) for size in parse_numbers(batches, "--batches", whole=True)], promoting=promote, probe=probe,
-        run=RunRecipe(seed=seed, preprocessing=preprocess, captions=captions), source_options=source_options, say=say(as_json),
+        run=RunRecipe(seed=seed, preprocessing=preprocess, pixels=way_of_pixels(pixels, strict_pixels), captions=captions),
+        source_options=source_options, say=say(as_json),
     )  # fmt: skip
     emit(result, as_json)
 
@@ -241,6 +249,8 @@ def extract(
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
     draws: Annotated[int, typer.Option(help="Noise draws to average.")] = 1,
     preprocess: Preprocess = "center",
+    pixels: Pixels = "shown",
+    strict_pixels: StrictPixels = False,
     captions: CaptionProtocol = "joined",
     truncate: Annotated[bool, typer.Option("--truncate", help="Cut captions that are too long instead of setting them aside.")] = False,
     store_dtype: Annotated[str, typer.Option(help="fp16 or fp32.")] = "fp16",
@@ -262,13 +272,21 @@ def extract(
     """Stream samples through a graph into a feature store. Stopped or killed, the same command goes on where it was."""
     from difffeat.recipe import RunRecipe
     from difffeat.runtime.matching import one_mode
-    from difffeat.workflows.commands import engine_options, parse_auto, run_extract
+    from difffeat.workflows.commands import engine_options, parse_auto, run_extract, way_of_pixels
 
     size = parse_auto(batch_size, "--batch-size")
     options = engine_options(
         engine, size, compile=compile, tf32=tf32, channels_last=channels_last, tensorrt_provider=tensorrt_provider, cuda_graphs=cuda_graphs
     )
-    run = RunRecipe(seed=seed, draws=draws, preprocessing=preprocess, captions=captions, truncate=truncate, store_dtype=store_dtype)
+    run = RunRecipe(
+        seed=seed,
+        draws=draws,
+        preprocessing=preprocess,
+        pixels=way_of_pixels(pixels, strict_pixels),
+        captions=captions,
+        truncate=truncate,
+        store_dtype=store_dtype,
+    )
     result = run_extract(
         artifact, source, output, engine=engine, device=device, threads=threads, options=options, batch_size=size, shard_size=shard_size,
         num_workers=parse_auto(num_workers, "--num-workers"), run=run, latents=latents, source_options=source_options,
@@ -300,6 +318,8 @@ def plan(
     num_workers: NumWorkers = "auto",
     draws: Annotated[int, typer.Option(help="As for extract.")] = 1,
     preprocess: Preprocess = "center",
+    pixels: Pixels = "shown",
+    strict_pixels: StrictPixels = False,
     captions: CaptionProtocol = "joined",
     store_dtype: Annotated[str, typer.Option(help="fp16 or fp32.")] = "fp16",
     latents: Annotated[Path | None, typer.Option(help="Latent cache, as for extract.")] = None,
@@ -310,7 +330,7 @@ def plan(
     """Hours, disk and memory that an extraction will take, from a short run on its own samples."""
     from difffeat.recipe import RunRecipe
     from difffeat.runtime.feeding import Opening
-    from difffeat.workflows.commands import engine_options, parse_auto
+    from difffeat.workflows.commands import engine_options, parse_auto, way_of_pixels
     from difffeat.workflows.planning import run_plan
 
     size = parse_auto(batch_size, "--batch-size")
@@ -318,8 +338,10 @@ def plan(
         engine, size, compile=compile, tf32=tf32, channels_last=channels_last, tensorrt_provider=tensorrt_provider, cuda_graphs=cuda_graphs
     )
     opening = Opening(artifact=artifact, engine=engine, device=device, threads=threads, options=options, latent_cache=latents)
+    way = way_of_pixels(pixels, strict_pixels)
+    run = RunRecipe(draws=draws, preprocessing=preprocess, pixels=way, captions=captions, store_dtype=store_dtype)
     result = run_plan(
-        opening, source, output, run=RunRecipe(draws=draws, preprocessing=preprocess, captions=captions, store_dtype=store_dtype), batch_size=size,
+        opening, source, output, run=run, batch_size=size,
         shard_size=shard_size, num_workers=parse_auto(num_workers, "--num-workers"), workers=workers, seconds=seconds,
         source_options=source_options, say=say(as_json),
     )  # fmt: skip

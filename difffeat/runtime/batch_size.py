@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from difffeat.errors import OutOfMemory
 from difffeat.runtime.batches import Batch, Prepared
+from difffeat.runtime.decoding import DecodePool
 from difffeat.runtime.feeding import Feeding
 from difffeat.runtime.feeds import batch_noise
 from difffeat.runtime.preprocess import quiet_pillow
@@ -59,7 +59,7 @@ def _seconds(feeding: Feeding, samples: Sequence[Sample], size: int) -> float | 
     if not batches:
         return None
     batch = batches[-1]
-    with quiet_pillow(), ThreadPoolExecutor(2, "decode") as pool:
+    with quiet_pillow(), DecodePool(2) as pool:
         feeder.start(batch, pool)
         prepared = feeder.finish(batch)
     noise = _noise(feeding, batch, prepared)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -18,10 +18,15 @@ import numpy as np
 from difffeat.engines.base import Engine
 from difffeat.errors import ConfigError, EngineError, SampleError
 from difffeat.recipe import tap_name
+from difffeat.runtime.blobs import is_remote
+from difffeat.runtime.decoding import FETCHES, DecodePool
 from difffeat.runtime.latents import LatentCache
 from difffeat.runtime.preprocess import decode
 from difffeat.runtime.samples import Sample
 from difffeat.runtime.tokens import Captions, batches_by_length, pad_tokens
+
+_Read = tuple[bytes | SampleError, float]
+_Decoded = tuple[np.ndarray | SampleError, str, list[str], float]
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,7 @@ class Batch:
 class Prepared:
     """Inputs for the engine (without noise and timestep parameters), which of the batch's rows are good, and the digest of what was read.
 
-    `seconds` is what the preparation took, summed over the threads that did it.
+    `remarks` pairs a sample's id with what was not plain about it; `seconds` is what the preparation took, summed over the threads that did it.
     """
 
     feeds: dict[str, np.ndarray]
@@ -61,6 +66,7 @@ class Prepared:
     failures: list[Failure]
     inputs: list[str]
     seconds: float = 0.0
+    remarks: list[tuple[str, str]] = field(default_factory=list)
 
 
 class Feeder(Protocol):
@@ -70,7 +76,7 @@ class Feeder(Protocol):
         """The batches of a shard, and samples that are already known to be bad."""
         ...
 
-    def start(self, batch: Batch, pool: ThreadPoolExecutor) -> None:
+    def start(self, batch: Batch, pool: DecodePool) -> None:
         """Begin the preparation."""
         ...
 
@@ -86,22 +92,23 @@ class Feeder(Protocol):
 class ImageFeeder:
     """Decoded, preprocessed pixels; through the VAE's graph where the main graph takes latents."""
 
-    def __init__(self, engine: Engine, batch_size: int, preprocessing: str, latents_engine: Engine | None = None) -> None:
-        self._batch_size, self._preprocessing, self._latents = batch_size, preprocessing, latents_engine
+    def __init__(self, engine: Engine, batch_size: int, preprocessing: str, pixels: str, latents_engine: Engine | None = None) -> None:
+        self._batch_size, self._preprocessing, self._pixels, self._latents = batch_size, preprocessing, pixels, latents_engine
         self._side = int((latents_engine or engine).inputs["pixels"].shape[1])
 
     def plan(self, samples: Sequence[Sample]) -> tuple[list[Batch], list[Failure]]:
         return _in_order(samples, self._batch_size), []
 
-    def start(self, batch: Batch, pool: ThreadPoolExecutor) -> None:
-        batch.pending = [pool.submit(self._decode, sample) for sample in batch.samples]
+    def start(self, batch: Batch, pool: DecodePool) -> None:
+        batch.pending = [self._begin(sample, pool) for sample in batch.samples]
 
     def finish(self, batch: Batch) -> Prepared:
         pixels = np.zeros((self._batch_size, self._side, self._side, 3), np.uint8)
         prepared = Prepared({"pixels": pixels}, np.zeros(len(batch.rows), bool), [], [])
         for index, (row, sample, future) in enumerate(zip(batch.rows, batch.samples, batch.pending, strict=True)):
-            result, digest, seconds = future.result()
+            result, digest, remarks, seconds = future.result()
             prepared.seconds += seconds
+            prepared.remarks += [(sample.id, remark) for remark in remarks]
             prepared.inputs.append(digest)
             if isinstance(result, SampleError):
                 prepared.failures.append(Failure(int(row), sample.id, "decode", result))
@@ -113,22 +120,34 @@ class ImageFeeder:
     def encode(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return feeds if self._latents is None else self._latents.run(feeds)
 
-    def _decode(self, sample: Sample) -> tuple[np.ndarray | SampleError, str, float]:
-        """Pixels or what is wrong with them, SHA-256 of the file, seconds."""
-        since = time.perf_counter()
-        result, digest = self._read(sample)
-        return result, digest, time.perf_counter() - since
+    def _begin(self, sample: Sample, pool: DecodePool) -> Future[_Decoded]:
+        if sample.image is not None and is_remote(sample.image):
+            return pool.fetch(_read, sample, FETCHES, then=self._decode)
+        return pool.submit(lambda: self._decode(_read(sample, 1)))
 
-    def _read(self, sample: Sample) -> tuple[np.ndarray | SampleError, str]:
-        digest = ""
+    def _decode(self, read: _Read) -> _Decoded:
+        """Pixels or what is wrong with them, SHA-256 of the file, what was not plain, seconds."""
+        data, seconds = read
+        if isinstance(data, SampleError):
+            return data, "", [], seconds
+        since, digest, remarks = time.perf_counter(), hashlib.sha256(data).hexdigest(), list[str]()
         try:
-            if sample.image is None:
-                raise SampleError("the sample has no image. Add one, or leave it out of the image store.")
-            data = sample.image.read()
-            digest = hashlib.sha256(data).hexdigest()
-            return decode(data, self._side, self._preprocessing), digest
+            pixels: np.ndarray | SampleError = decode(data, self._side, self._preprocessing, self._pixels, remarks)
         except SampleError as error:
-            return error, digest
+            pixels, remarks = error, []
+        return pixels, digest, remarks, seconds + time.perf_counter() - since
+
+
+def _read(sample: Sample, at_once: int) -> _Read:
+    """The bytes of an image or why they cannot be had, and its share of the seconds where so many are read at once."""
+    since = time.perf_counter()
+    try:
+        if sample.image is None:
+            raise SampleError("the sample has no image. Add one, or leave it out of the image store.")
+        data: bytes | SampleError = sample.image.read()
+    except SampleError as error:
+        data = error
+    return data, (time.perf_counter() - since) / at_once
 
 
 class CachedLatentsFeeder:
@@ -140,7 +159,7 @@ class CachedLatentsFeeder:
     def plan(self, samples: Sequence[Sample]) -> tuple[list[Batch], list[Failure]]:
         return _in_order(samples, self._batch_size), []
 
-    def start(self, batch: Batch, pool: ThreadPoolExecutor) -> None:
+    def start(self, batch: Batch, pool: DecodePool) -> None:
         return
 
     def finish(self, batch: Batch) -> Prepared:
@@ -184,7 +203,7 @@ class TextFeeder:
         planned = batches_by_length(np.array([len(own) for own in ids]), self._batch_size, self._multiple)
         return [Batch(kept[part], [samples[row] for row in kept[part]], length) for part, length in planned], failures
 
-    def start(self, batch: Batch, pool: ThreadPoolExecutor) -> None:
+    def start(self, batch: Batch, pool: DecodePool) -> None:
         return
 
     def finish(self, batch: Batch) -> Prepared:
@@ -209,6 +228,7 @@ def make_feeder(
     *,
     batch_size: int,
     preprocessing: str,
+    pixels: str,
     latents_engine: Engine | None,
     cache: LatentCache | None,
     captions: Captions | None,
@@ -218,12 +238,12 @@ def make_feeder(
     if captions is not None:
         return TextFeeder(captions, batch_size, multiple)
     if "pixels" in engine.inputs:
-        return ImageFeeder(engine, batch_size, preprocessing)
+        return ImageFeeder(engine, batch_size, preprocessing, pixels)
     if cache is not None:
         return CachedLatentsFeeder(cache, batch_size)
     if latents_engine is None:
         raise ConfigError("this graph takes latents, and its artifact holds no VAE: pass --latents CACHE, or export it with --vae.")
-    return ImageFeeder(engine, batch_size, preprocessing, latents_engine)
+    return ImageFeeder(engine, batch_size, preprocessing, pixels, latents_engine)
 
 
 def per_timestep(engine: Engine, table: Mapping[str, np.ndarray] | None) -> list[tuple[float | None, dict[str, np.ndarray]]]:

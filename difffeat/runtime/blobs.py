@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from difffeat.errors import DecodeError
-from difffeat.runtime.remote import fetch, is_url
+from difffeat.runtime.patience import Patience, patience
+from difffeat.runtime.remote import fetch, fetch_whole, is_url
 
 MAX_BYTES = 1 << 30
 """Largest image file, in bytes, that is read."""
@@ -58,7 +59,7 @@ class FileBlob:
             if found.st_size > limit:
                 raise DecodeError(f"{self.name} has {found.st_size} bytes, more than the limit of {limit}.")
             with open(self.path, "rb") as file:
-                return file.read()
+                return _within(file.read(limit + 1), limit, self.name)
         except ValueError as error:
             raise DecodeError(f"{self.name!r} is no path ({error}). Mend its name in the source.") from None
         except OSError as error:
@@ -67,14 +68,15 @@ class FileBlob:
 
 @dataclass(frozen=True, slots=True)
 class UrlBlob:
-    """An object behind a URL of any protocol that fsspec knows; `size` where a listing told it."""
+    """An object behind a URL of any protocol that fsspec knows; `size` where a listing told it. It is waited for as the source that names it was."""
 
     url: str
     size: int = -1
+    patience: Patience = field(default_factory=patience, compare=False, repr=False)
 
     def read(self, limit: int = MAX_BYTES) -> bytes:
         try:
-            return _within(fetch(self.url, 0, limit + 1), limit, self.url)
+            return fetch_whole(self.url, limit, self.patience)
         except OSError as error:
             raise DecodeError(f"{error}. Check the address, your access and the connection, then extract it again.") from None
 
@@ -86,13 +88,14 @@ class SliceBlob:
     place: str
     offset: int
     size: int
+    patience: Patience = field(default_factory=patience, compare=False, repr=False)
 
     def read(self, limit: int = MAX_BYTES) -> bytes:
         name = self.place.rpartition("/")[2]
         if self.size > limit:
             raise DecodeError(f"this member of {name} has {self.size} bytes, more than the limit of {limit}.")
         try:
-            data = fetch(self.place, self.offset, self.offset + self.size) if is_url(self.place) else self._pread()
+            data = fetch(self.place, self.offset, self.offset + self.size, self.patience) if is_url(self.place) else self._pread()
         except OSError as error:
             raise DecodeError(f"{name} cannot be read ({error.strerror or error}). Check that it exists and your access.") from None
         if len(data) != self.size:
@@ -134,6 +137,11 @@ class UnreadableBlob:
 
     def read(self, limit: int = MAX_BYTES) -> bytes:
         raise DecodeError(self.problem)
+
+
+def is_remote(blob: Blob) -> bool:
+    """Whether reading it waits for another machine."""
+    return isinstance(blob, UrlBlob) or (isinstance(blob, SliceBlob) and is_url(blob.place))
 
 
 def _within(data: bytes, limit: int, name: str) -> bytes:

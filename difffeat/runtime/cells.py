@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from difffeat.errors import DecodeError
 from difffeat.runtime.blobs import MAX_BYTES
+from difffeat.runtime.patience import Patience, patience, patient
 from difffeat.runtime.places import blob_at, suffix_of
 from difffeat.runtime.remote import is_url, open_remote
 
@@ -43,13 +44,14 @@ class Cells:
     **Arguments:** `files` (place, rows) in order; `column` its name; `base` where relative paths of cells without bytes start.
     """
 
-    def __init__(self, files: Sequence[tuple[str, int]], column: str, base: str) -> None:
+    def __init__(self, files: Sequence[tuple[str, int]], column: str, base: str, asked: Patience | None = None) -> None:
         self._files, self._column, self._base = tuple(files), column, base
         self._ends = list(accumulate(rows for _, rows in files))
         self._lock, self._readers = threading.Lock(), OrderedDict[int, _Reader]()
+        self._patience = asked or patience()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"files": self._files, "column": self._column, "base": self._base}
+        return {"files": self._files, "column": self._column, "base": self._base, "asked": self._patience}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)
@@ -59,10 +61,12 @@ class Cells:
         number = bisect_right(self._ends, row)
         place, rows = self._files[number]
         within = row - self._ends[number] + rows
-        with self._lock:
+        with self._lock, patient(self._patience):
             value = self._value(number, place, within, limit)
         if isinstance(value, str):
-            return blob_at(self._base, value).read(limit)
+            with patient(self._patience):
+                blob = blob_at(self._base, value)
+            return blob.read(limit)
         return value
 
     def _value(self, number: int, place: str, row: int, limit: int) -> bytes | str:

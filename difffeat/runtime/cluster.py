@@ -229,6 +229,7 @@ class Crew:
                 )
             share = self.size
             ledger.clock.add({k: v / share for k, v in answer.working.items()}, {k: v / share for k, v in answer.waiting.items()})
+            ledger.clock.merge_remarks(answer.remarks)
             ledger.take(answer.event)
             self._idle.append(actor)
             return None

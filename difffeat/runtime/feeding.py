@@ -79,6 +79,7 @@ class Feeding:
             self.engine,
             batch_size=batch_size,
             preprocessing=self.run.preprocessing,
+            pixels=self.run.pixels,
             latents_engine=self.latents_engine,
             cache=self.cache,
             captions=self.captions,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from difffeat.engines.base import Engine, TensorSpec
 from difffeat.errors import ConfigError
 from difffeat.recipe import GraphRecipe, RunRecipe
 from difffeat.runtime.batches import make_feeder, per_timestep
+from difffeat.runtime.decoding import DecodePool
 from difffeat.runtime.inversion import Inversion
 from difffeat.runtime.latents import LatentCache
 from difffeat.runtime.noise import noise
@@ -55,13 +55,14 @@ def fed_batches(
         engine,
         batch_size=batch_size,
         preprocessing=run.preprocessing,
+        pixels=run.pixels,
         latents_engine=latents_engine,
         cache=cache,
         captions=captions,
         multiple=multiple,
     )
     batches, _ = feeder.plan(samples)
-    with quiet_pillow(), ThreadPoolExecutor(2, "decode") as pool:
+    with quiet_pillow(), DecodePool(2) as pool:
         for batch in batches:
             feeder.start(batch, pool)
             prepared = feeder.finish(batch)

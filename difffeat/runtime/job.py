@@ -24,6 +24,7 @@ from difffeat.engines.base import Pending
 from difffeat.errors import NonFiniteFeature
 from difffeat.recipe import tap_name
 from difffeat.runtime.batches import Batch, Failure, Prepared
+from difffeat.runtime.decoding import DecodePool
 from difffeat.runtime.feeding import Feeding
 from difffeat.runtime.feeds import batch_noise
 from difffeat.runtime.manifest import Receipt, shard_path
@@ -120,7 +121,7 @@ class Job:
         finished: Channel[_Finished] = Channel(PREFETCH)
         told: Channel[Event] = Channel(EVENTS)
         copied_before = self._engine.copy_seconds
-        with quiet_pillow(), _pool(self._workers, "decode") as pool, _pool(NOISE_THREADS, "noise") as noise_pool:
+        with quiet_pillow(), DecodePool(self._workers) as pool, _pool(NOISE_THREADS, "noise") as noise_pool:
             stages = Stages()
             try:
                 stages.start("feed", lambda: self._feed(pieces, ready, pool, noise_pool), outbound=ready)
@@ -129,6 +130,7 @@ class Job:
                 for event in told:
                     tell(event)
             except BaseException as error:
+                pool.stop()
                 ready.abandon()
                 with _next_stop_is_final() if isinstance(error, KeyboardInterrupt) else contextlib.nullcontext():
                     stages.drain(told, tell if isinstance(error, KeyboardInterrupt) else None)
@@ -140,7 +142,7 @@ class Job:
             self._clock.waited("engine", ready.waited_to_get + finished.waited_to_put)
             self._clock.waited("write", finished.waited_to_get)
 
-    def _feed(self, pieces: Iterable[Piece], out: Channel[_Ready], pool: ThreadPoolExecutor, noise_pool: ThreadPoolExecutor) -> None:
+    def _feed(self, pieces: Iterable[Piece], out: Channel[_Ready], pool: DecodePool, noise_pool: ThreadPoolExecutor) -> None:
         """Every batch of every piece in order, the next few already being decoded."""
         window: deque[tuple[_Shard, Batch]] = deque()
         for piece in pieces:
@@ -168,6 +170,7 @@ class Job:
         """A decoded batch, one run after the other, the noise of each on its way."""
         prepared = self._feeder.finish(batch)
         self._clock.worked("decode", prepared.seconds / self._workers)
+        self._clock.remark(prepared.remarks)
         runs = [(t, parameters, draw) for t, parameters in self._runs for draw in range(self._recipe.draws)] if prepared.good.any() else []
         work = _Work(shard, batch, prepared, len(runs))
         for t, parameters, draw in runs:

@@ -75,6 +75,7 @@ def _check(path: Path, store: Store, recipe: GraphRecipe, run: RunRecipe) -> Non
         "input_size": (cached.architecture.get("input_size"), recipe.architecture.get("input_size")),
         "in_channels": (cached.architecture.get("in_channels"), recipe.architecture.get("in_channels")),
         "preprocessing": (cached_run.preprocessing, run.preprocessing),
+        "pixels": (cached_run.pixels, run.pixels),
     }
     for name, (has, needs) in wanted.items():
         if has != needs:

@@ -13,14 +13,12 @@ from difffeat.errors import StoreIncomplete, StoreMismatch, TooManyBadSamples
 from difffeat.runtime.job import Event, Piece
 from difffeat.runtime.manifest import Receipt
 from difffeat.runtime.origin import extract_commands, readable_origin
-from difffeat.runtime.progress import Clock, Summary
+from difffeat.runtime.progress import FIRST_IDS, Clock, Summary
 from difffeat.runtime.samples import Sample, Source
 from difffeat.runtime.table import renamed
 from difffeat.runtime.witness import require_same_images, same_under_other_ids
 from difffeat.runtime.writer import StoreWriter
 
-FIRST_IDS = 5
-"""Ids that a summary names for each reason."""
 FIRST_SHARDS = 5
 """Missing shards that an error names."""
 
@@ -113,6 +111,7 @@ class Ledger:
             device=device,
             executor=executor,
             reasons=_reasons(self.receipts),
+            remarks=clock.remarks,
         )
 
     def _require_new_images(self) -> None:

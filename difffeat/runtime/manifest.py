@@ -275,7 +275,7 @@ def require_same(found: Manifest, asked: Manifest, store: Path, *, except_for: C
         listed = "\n  ".join(different[:20])
         more = f"\n  and {len(different) - 20} more" if len(different) > 20 else ""
         rebatch = ", pass --allow-rebatch to go on with the new one" if [line.partition(":")[0] for line in different] == ["batch_size"] else ""
-        first = _first_versions(found, asked) + _first_plan(found, asked) + _first_switches(found, asked)
+        first = _first_versions(found, asked) + _first_plan(found, asked) + _first_switches(found, asked) + _first_pixels(found, asked)
         raise StoreMismatch(
             f"{store} was begun with another configuration; features of two must not mix. It has -> you asked for:\n  {listed}{more}\n"
             f"Repeat the first configuration to go on{first}{rebatch}, choose another -o, or pass --overwrite to begin anew."
@@ -295,6 +295,12 @@ def _first_switches(found: Manifest, asked: Manifest) -> str:
     flags = {name: name.replace("_", "-") for name in (*mine, *theirs) if mine.get(name) != theirs.get(name)}
     words = [f"with --{'' if mine[name] else 'no-'}{flag}" if name in mine else f"without --{flag}" for name, flag in flags.items()]
     return f" ({', '.join(words)})" if words else ""
+
+
+def _first_pixels(found: Manifest, asked: Manifest) -> str:
+    """How pixels were read; stores that do not state it were begun when all were strict."""
+    first, now = found.recipe.run.pixels, asked.recipe.run.pixels
+    return f" (with --pixels {first})" if first != now and not found.recipe.graph.takes_text else ""
 
 
 def _first_plan(found: Manifest, asked: Manifest) -> str:

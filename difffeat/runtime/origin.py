@@ -6,7 +6,6 @@ The manifest decides what a store's bytes are; `origin.json` only adds what it c
 from __future__ import annotations
 
 import os
-import re
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -19,13 +18,13 @@ from difffeat.recognise import not_an_option
 from difffeat.runtime.files import Files
 from difffeat.runtime.manifest import Manifest, read_json
 from difffeat.runtime.places import absolute, is_pattern
+from difffeat.runtime.remote_errors import without_password
 
 FORMAT = "difffeat-origin/1"
 ORIGIN = "origin.json"
 _PLACES = ("images", "coco_captions", "classes", "latents")
 """Options that name a file or folder."""
 _UNUSUAL = frozenset("[]{}*?")
-_PASSWORD = re.compile(r"(://[^/?#@:]*:)[^/?#@]+@")
 
 
 @dataclass(frozen=True)
@@ -86,11 +85,6 @@ def _plain(name: str, value: Any) -> Any:
     return without_password(absolute(str(value)) if name in _PLACES else str(value))
 
 
-def without_password(place: str) -> str:
-    """A place as it may be written down: passwords of its URLs are `PASSWORD`, since a store is passed on and backed up."""
-    return _PASSWORD.sub(r"\1PASSWORD@", place)
-
-
 def read_origin(store: Path) -> Origin | None:
     """The origin of a store; None where it was made from Python, or by an older version. Raises StoreCorrupt when it is damaged."""
     path = store / ORIGIN
@@ -130,6 +124,8 @@ def extract_command(store: Path, manifest: Manifest, origin: Origin | None) -> s
         options["append"] = True
     if run.truncate:
         options["truncate"] = True
+    if not manifest.recipe.graph.takes_text and run.pixels != "shown":
+        options["pixels"] = run.pixels
     if manifest.engine.get("device", "cpu") != "cpu":
         options["device"] = manifest.engine["device"]
     options |= {name.replace("_", "-"): value for name, value in recorded_switches(manifest.engine).items()}

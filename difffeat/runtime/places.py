@@ -13,7 +13,8 @@ from urllib.parse import urlsplit
 
 from difffeat.errors import SourceError
 from difffeat.runtime.blobs import Blob, FileBlob, UrlBlob
-from difffeat.runtime.remote import is_url, open_remote
+from difffeat.runtime.http_url import is_http
+from difffeat.runtime.remote import is_url, local_path, open_remote
 
 MAX_PLACES = 1_000_000
 _BRACES = re.compile(r"\{([^{}]*)\}")
@@ -28,18 +29,23 @@ def open_place(place: str) -> Any:
 def blob_at(base: str, name: str) -> Blob:
     """The bytes of `name`: a URL, an absolute path, or something below the folder or URL `base`. Below a URL there are no paths of this machine."""
     if ":" in name and is_url(name):
-        return UrlBlob(name)
+        path = local_path(name)
+        return UrlBlob(name) if path is None else FileBlob("", path)
+    if is_http(base):
+        name = name.replace("#", "%23")  # a name has no fragment
     return UrlBlob(f"{base.rstrip('/')}/{name.lstrip('/')}") if is_url(base) else FileBlob(base, name)
 
 
 def parent(place: str) -> str:
     """The folder a place lies in."""
+    if is_http(place):
+        return place.partition("?")[0].partition("#")[0].rpartition("/")[0]
     return place.rpartition("/")[0] if is_url(place) else os.path.dirname(place) or "."
 
 
 def path_of(place: str) -> str:
     """The place without a URL's query."""
-    return urlsplit(place).path if re.match("https?://", place) else place
+    return urlsplit(place).path if is_http(place) else place
 
 
 def suffix_of(place: str) -> str:
@@ -50,7 +56,7 @@ def suffix_of(place: str) -> str:
 def absolute(place: str) -> str:
     """A path from the root; URLs stay as they are. Nothing is taken out of it: behind a link `..` is not the folder before."""
     if is_url(place):
-        return place
+        return local_path(place) or place
     path = os.path.join(os.getcwd(), os.path.expanduser(place))
     return path if ".." in path.split(os.sep) else os.path.normpath(path)
 

@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 
 from difffeat.errors import DecodeError, ImageTooLarge
+from difffeat.runtime.foreign import kind_of
+from difffeat.runtime.pixels import to_rgb
+from difffeat.runtime.png import SIGNATURE, PngFacts, without_metadata
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 MAX_PIXELS = 89_478_485
@@ -21,33 +24,72 @@ MAX_SIDE = 1 << 20
 MAX_RATIO = 32
 """Of pictures longer than that, only the middle is resized: scaled whole, one pixel's height of them would become gigabytes ahead of the crop."""
 
-_ORIENTATION = 0x0112
-"""The EXIF tag that says how a picture is turned."""
 
-_REFUSED_MODES = {
-    "CMYK": "CMYK colours cannot be converted without their profile; convert it with: magick in.jpg -colorspace sRGB out.jpg",
-    "I": "16 or 32 bits per channel have no agreed range; convert it to 8 bits, for example: magick in.png -depth 8 out.png",
-    "F": "floating-point pixels have no agreed range; convert it to 8 bits, for example: magick in.tif -depth 8 out.png",
-    "LAB": "Lab colours are not supported; convert it to sRGB",
-    "HSV": "HSV colours are not supported; convert it to sRGB",
-    "YCbCr": "raw YCbCr is not supported; convert it to sRGB",
-}
-
-
-def decode(data: bytes, size: int, preprocessing: str) -> np.ndarray:
+def decode(data: bytes, size: int, preprocessing: str, pixels: str = "shown", remarks: list[str] | None = None) -> np.ndarray:
     """An image file's bytes to pixels, uint8 [size, size, 3].
 
-    Palette and grey images become RGB, transparency is laid on white, EXIF orientation is applied, of animations the first frame is taken.
+    Palette and grey images become RGB, of animations the first frame is taken; orientation, transparency and wide numbers as `pixels` says. `remarks`
+    gets a sentence for each thing that was not plain. Texts, profiles and other metadata are passed over, whatever they are.
 
-    Raises DecodeError (no accepted format, truncated, CMYK, 16 bits) and ImageTooLarge.
+    Raises DecodeError (no accepted format, truncated, refused) and ImageTooLarge.
     """
+    remarks = [] if remarks is None else remarks
+    facts = None
+    if data.startswith(SIGNATURE):
+        data, facts = without_metadata(data)
     image = _open(data)
     _check_size(image)
+    _remark_frames(image, facts, remarks)
     try:
-        image.load()
+        image = _loaded(image, data, remarks)
+        low = _low_bytes(data) if facts is not None and facts.depth == 16 and facts.colour == 2 and facts.transparent else None
+        rgb = to_rgb(image, pixels, remarks, facts, low)
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise DecodeError(f"the image is damaged or truncated ({error}). Get it again, or remove it from the source.") from None
-    return preprocess(to_rgb(image), size, preprocessing)
+    return preprocess(rgb, size, preprocessing)
+
+
+def _remark_frames(image: Any, facts: PngFacts | None, remarks: list[str]) -> None:
+    """Say that there are more; a second view of the same (MPO of cameras) does not count."""
+    try:
+        several = facts.frames > 1 if facts is not None else image.format != "MPO" and getattr(image, "is_animated", False)
+    except Exception:  # frames that cannot be found are none; Pillow's parsers raise whatever hostile bytes lead them to
+        several = False
+    if several:
+        remarks.append("several frames or pages: the first is taken")
+
+
+def _loaded(image: Any, data: bytes, remarks: list[str]) -> Any:
+    """The image with its pixels decoded. A JPEG that lacks nothing but its end mark is whole."""
+    try:
+        image.load()
+    except OSError:
+        whole = _without_end_mark(data) if data.startswith(b"\xff\xd8") else None
+        if whole is None:
+            raise
+        remarks.append("a JPEG without its end mark: all of its pixels are there")
+        return whole
+    return image
+
+
+def _without_end_mark(data: bytes) -> Any | None:
+    """The picture of a JPEG whose last pixel is there, None where any is missing: then what follows it would show in the picture."""
+    from PIL import Image
+
+    pictures = []
+    for filler in (b"\x00", b"\x5a"):
+        image = Image.open(io.BytesIO(data + filler * 4096 + b"\xff\xd9"), formats=("JPEG",))
+        image.load()
+        pictures.append(image)
+    return pictures[0] if pictures[0].tobytes() == pictures[1].tobytes() else None
+
+
+def _low_bytes(data: bytes) -> Any:
+    """A 16-bit RGB PNG again, the low byte of each sample: Pillow keeps the high ones alone."""
+    image = _open(data)
+    image.tile = [tile._replace(args="RGB;16L") for tile in image.tile]
+    image.load()
+    return image
 
 
 @contextlib.contextmanager
@@ -71,7 +113,11 @@ def _open(data: bytes) -> Any:
     except Image.DecompressionBombError as error:
         raise ImageTooLarge(f"{error}. Resize it first, or remove it from the source.") from None
     except UnidentifiedImageError:
-        raise DecodeError(f"this is no image in a format we accept ({', '.join(FORMATS)}), whatever its name says. Convert or remove it.") from None
+        kind = kind_of(data)
+        found = f" It is {kind}." if kind else ""
+        raise DecodeError(
+            f"this is no image in a format we accept ({', '.join(FORMATS)}), whatever its name says.{found} Convert or remove it."
+        ) from None
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise DecodeError(f"the image's header cannot be read ({error}). Get it again, or remove it.") from None
 
@@ -84,41 +130,6 @@ def _check_size(image: Any) -> None:
         raise ImageTooLarge(f"{width}×{height} pixels: a side is longer than the limit of {MAX_SIDE}. Resize it first, or remove it from the source.")
     if min(width, height) < 1:
         raise DecodeError("the image has no pixels. Remove it from the source.")
-
-
-def to_rgb(image: Any) -> Any:
-    """A decoded PIL image as RGB, upright. Raises DecodeError for colour spaces that have no faithful conversion."""
-    from PIL import Image
-
-    mode = image.mode
-    refused = _REFUSED_MODES.get("I" if mode.startswith("I") else mode)
-    if refused is not None:
-        raise DecodeError(f"the image has mode {mode}: {refused}.")
-    image = _upright(image)
-    if mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, (255, 255, 255, 255)), rgba).convert("RGB")
-    return image.convert("RGB")
-
-
-def _upright(image: Any) -> Any:
-    """Turned as its EXIF says. What cannot be read there says nothing, as in every viewer: only pixels count."""
-    from PIL.Image import Transpose
-
-    try:
-        orientation = image.getexif().get(_ORIENTATION)
-    except Exception:  # Pillow's EXIF parser lets through whatever hostile bytes lead it to: SyntaxError, struct.error, TypeError, KeyError ...
-        orientation = None
-    turns = {
-        2: Transpose.FLIP_LEFT_RIGHT,
-        3: Transpose.ROTATE_180,
-        4: Transpose.FLIP_TOP_BOTTOM,
-        5: Transpose.TRANSPOSE,
-        6: Transpose.ROTATE_270,
-        7: Transpose.TRANSVERSE,
-        8: Transpose.ROTATE_90,
-    }
-    return image.transpose(turns[orientation]) if isinstance(orientation, int) and orientation in turns else image
 
 
 def preprocess(image: Any, size: int, preprocessing: str) -> np.ndarray:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from difffeat.errors import EXIT_OK, EXIT_QUARANTINE, StoreIncomplete
 
+FIRST_IDS = 5
+"""Ids that are named for each reason and remark."""
 STAGES = ("decode", "noise", "copy", "engine", "write")
 
 
@@ -33,7 +35,8 @@ class Summary:
     seconds that each stage worked (of stages with several threads or workers, the mean of them) and `waiting` seconds that it waited for another;
     `ignored` files the source passed over; `added` rows, and `healed` ones that were in quarantine, of `retried` (None: not
     asked to); `batch_size`; `workers` threads that decode;
-    `device` and `reasons` for the words that come of it: errors in quarantine, with how many samples and the first ids.
+    `device` and `reasons` for the words that come of it: errors in quarantine, with how many samples and the first ids; `remarks` the same of samples
+    computed in this run that are good and were not plain.
     """
 
     path: Path
@@ -55,6 +58,7 @@ class Summary:
     device: str = "cpu"
     executor: str = "local"
     reasons: dict[str, dict[str, Any]] = field(default_factory=dict)
+    remarks: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def exit_code(self) -> int:
@@ -107,6 +111,7 @@ class Clock:
     before: int = 0
     done: int = 0
     bad: int = 0
+    remarks: dict[str, dict[str, Any]] = field(default_factory=dict)
     _guard: threading.Lock = field(default_factory=threading.Lock)
 
     def worked(self, stage: str, seconds: float) -> None:
@@ -116,6 +121,23 @@ class Clock:
     def waited(self, stage: str, seconds: float) -> None:
         with self._guard:
             self.waiting[stage] += seconds
+
+    def remark(self, pairs: Iterable[tuple[str, str]]) -> None:
+        """Count what was not plain about samples: (id, remark)."""
+        with self._guard:
+            for sample, remark in pairs:
+                known = self.remarks.setdefault(remark, {"samples": 0, "first_ids": []})
+                known["samples"] += 1
+                if len(known["first_ids"]) < FIRST_IDS:
+                    known["first_ids"].append(sample)
+
+    def merge_remarks(self, others: Mapping[str, Mapping[str, Any]]) -> None:
+        """Add what was counted elsewhere."""
+        with self._guard:
+            for remark, other in others.items():
+                known = self.remarks.setdefault(remark, {"samples": 0, "first_ids": []})
+                known["samples"] += other["samples"]
+                known["first_ids"] = [*known["first_ids"], *other["first_ids"]][:FIRST_IDS]
 
     def add(self, working: Mapping[str, float], waiting: Mapping[str, float]) -> None:
         """What was spent elsewhere."""

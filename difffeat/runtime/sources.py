@@ -8,8 +8,9 @@ from pathlib import Path
 
 from difffeat.errors import ConfigError, EmptySource, SourceError, SourceFormatError
 from difffeat.runtime.blobs import UnreadableBlob
+from difffeat.runtime.patience import patient
 from difffeat.runtime.places import absolute, expand, is_pattern, suffix_of
-from difffeat.runtime.remote import is_url
+from difffeat.runtime.remote import is_url, local_path
 from difffeat.runtime.samples import Source
 from difffeat.runtime.sources_coco import read_coco, read_json
 from difffeat.runtime.sources_folder import read_folder
@@ -44,7 +45,7 @@ def open_source(locator: str | Path, options: SourceOptions | None = None) -> So
     EmptySource, DuplicateSample, ConfigError (options that do not fit), MissingExtra (the package of a protocol), UntrustedFile (pickles).
     """
     options = options or SourceOptions()
-    name, place = str(locator), os.path.expanduser(str(locator))
+    name, place = str(locator), local_path(str(locator)) or os.path.expanduser(str(locator))
     before, separator, split = place.rpartition("::")
     splittable = os.path.isdir(before) or (suffix_of(before) == ".json" and os.path.isfile(before))
     if separator and not is_url(place) and not os.path.exists(place) and splittable:
@@ -53,7 +54,8 @@ def open_source(locator: str | Path, options: SourceOptions | None = None) -> So
         place, options = before, replace(options, split=split)
     if options.images is not None:
         options = replace(options, images=absolute(str(options.images)))
-    source = _read(place, options, name)
+    with patient(options.patience):
+        source = _read(place, options, name)
     return _labelled(source) if options.drop_unlabelled else source
 
 

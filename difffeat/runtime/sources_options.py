@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from difffeat.errors import SourceFormatError
+from difffeat.runtime.patience import Patience
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +26,8 @@ class SourceOptions:
     with it, and without `classes`, the classes are called by their numbers;
     `dataset` reads a root folder in the published form of a standard data set (None: when it is unmistakable);
     `split` its part, or that of a saved Hugging Face dataset, or of Karpathy's `dataset_coco.json` (there several, joined by `+`);
-    `drop_unlabelled` leaves out samples without any label.
+    `drop_unlabelled` leaves out samples without any label;
+    `timeout` seconds of an attempt to read a URL, `retries` after the first one, `total_timeout` seconds of all attempts: see `Patience`.
     """
 
     images: str | Path | None = None
@@ -40,6 +42,14 @@ class SourceOptions:
     dataset: str | None = None
     split: str | None = None
     drop_unlabelled: bool = False
+    timeout: float = Patience.timeout
+    retries: int = Patience.retries
+    total_timeout: float = Patience.total
+
+    @property
+    def patience(self) -> Patience:
+        """How long whatever the source names by URL is waited for. Raises ConfigError."""
+        return Patience(self.timeout, self.retries, self.total_timeout)
 
     def class_names(self) -> tuple[str, ...]:
         """The names in the file `classes`; none without one. Raises SourceFormatError."""

@@ -42,6 +42,7 @@ def summary_dict(summary: Summary) -> dict[str, Any]:
         "bottleneck": summary.bottleneck,
         "advice": summary.advice,
         "quarantine": summary.reasons,
+        "remarks": summary.remarks,
         "ignored": summary.ignored,
         "exit_code": summary.exit_code,
     }
@@ -62,6 +63,9 @@ def summary_text(summary: Summary) -> str:
         lines.append(f"  {summary.healed} quarantined samples are good now")
     if summary.quarantined:
         lines.append(f"  {summary.quarantined} samples are in quarantine; the reasons stand in {summary.path / 'quarantine.jsonl'}")
+    for remark, found in summary.remarks.items():
+        more = ", ..." if found["samples"] > len(found["first_ids"]) else ""
+        lines.append(f"  {found['samples']} samples computed now: {remark} ({', '.join(found['first_ids'])}{more})")
     if summary.ignored:
         lines.append(f"  passed over: {', '.join(f'{count} × {suffix or chr(39) * 2}' for suffix, count in summary.ignored.items())}")
     return "\n".join(lines)
@@ -106,6 +110,11 @@ def summary_html(summary: Summary) -> str:
     ]
     if summary.reasons:
         parts += ["<h2>In quarantine</h2>", _table(("why", "samples", "first ids", "for example"), reasons)]
+    if summary.remarks:
+        remarks = (
+            (html.escape(remark), str(found["samples"]), html.escape(", ".join(found["first_ids"]))) for remark, found in summary.remarks.items()
+        )
+        parts += ["<h2>Good, and not plain</h2>", _table(("what", "samples", "first ids"), remarks)]
     return "".join(parts) + "\n"
 
 

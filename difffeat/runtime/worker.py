@@ -40,6 +40,7 @@ class Answer:
     event: Event | None = None
     working: dict[str, float] = field(default_factory=dict)
     waiting: dict[str, float] = field(default_factory=dict)
+    remarks: dict[str, dict[str, Any]] = field(default_factory=dict)
     error: str = ""
     message: str = ""
 
@@ -82,7 +83,7 @@ class Worker:
         except DifffeatError as error:
             return told(error)
         last = next(event for event in events if event.receipt is not None)
-        return Answer(replace(last, rows=len(order.piece.rows)), clock.working, clock.waiting)
+        return Answer(replace(last, rows=len(order.piece.rows)), clock.working, clock.waiting, clock.remarks)
 
     def _require_shared(self, manifest: Manifest) -> None:
         """Raises ClusterError unless the store lies here too."""

@@ -307,6 +307,13 @@ def engine_options(engine: str, batch_size: int | None, **chosen: Any) -> Engine
     return EngineOptions(batch=largest, **chosen)
 
 
+def way_of_pixels(pixels: str, strict: bool) -> str:
+    """From two options to one. Raises ConfigError where they contradict."""
+    if strict and pixels == "pillow":
+        raise ConfigError("--pixels pillow converts whatever it can, --strict-pixels refuses it. Leave out one.")
+    return "strict" if strict else pixels
+
+
 def parse_auto(text: str, option: str) -> int | None:
     """A whole number, None for `auto`. Raises ConfigError naming the option."""
     if text == "auto":

@@ -120,10 +120,10 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_what_cannot_be_decoded_faithfully_is_refused_with_the_way_out(kind: str) -> None:
+def test_what_cannot_be_decoded_faithfully_is_refused_with_the_way_out_where_it_is_asked_for(kind: str) -> None:
     data, message = REFUSED[kind]
     with pytest.raises(DecodeError) as caught:
-        decode(data, 32, "center")
+        decode(data, 32, "center", "strict")
     assert message in str(caught.value)
 
 

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import io
+import os
+import threading
+import zipfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from difffeat.errors import ConfigError, MissingExtra
+from difffeat.errors import ConfigError, DecodeError, MissingExtra
 from difffeat.runtime import remote
-from difffeat.runtime.remote import RemoteError, fetch, is_url, list_remote, locate, open_remote
+from difffeat.runtime.patience import Patience, Stop
+from difffeat.runtime.places import blob_at
+from difffeat.runtime.remote import RemoteError, fetch, fetch_whole, is_url, list_remote, locate, open_remote
+from difffeat.runtime.sources import open_source
 
 
 class Refused(Exception):
@@ -46,7 +53,7 @@ class FlakyFileSystem(MemoryFileSystem):
 def flaky(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[FlakyFileSystem]]:
     fsspec.register_implementation("flaky", FlakyFileSystem, clobber=True)
     waits: list[float] = []
-    monkeypatch.setattr(remote.time, "sleep", waits.append)
+    monkeypatch.setattr(Stop, "pause", lambda _, seconds: waits.append(seconds))
     monkeypatch.setattr(FlakyFileSystem, "waits", waits, raising=False)
     monkeypatch.setattr(FlakyFileSystem, "reads", 0)
     FlakyFileSystem().pipe({"/a.bin": bytes(range(200))})
@@ -63,6 +70,11 @@ def flaky(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[FlakyFileSystem]]:
         ("a/b.jpg", False),
         ("C:/x.jpg", False),
         ("x::train", False),
+        ("a::b://c.png", False),
+        ("zip::memory://a.zip", True),
+        ("HTTPS://h/a", True),
+        ("data:image/png;base64,AAAA", True),
+        ("data: of mine.png", False),
     ],
 )
 def test_a_url_is_told_from_a_path(place: str, url: bool) -> None:
@@ -152,3 +164,73 @@ def test_a_protocols_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_unknown_protocol_is_told() -> None:
     with pytest.raises(ConfigError, match=r"nonsense://a cannot be read: Protocol not known: nonsense"):
         locate("nonsense://a")
+
+
+def test_colons_are_a_chain_only_behind_what_reads_out_of_another() -> None:
+    fsspec.filesystem("memory").pipe({"/c/a::b.png": b"12", "/c/zip::x://y.png": b"34"})
+    assert fetch_whole("memory://c/a::b.png", 10) == b"12"
+    assert fetch_whole("MEMORY://c/zip::x://y.png", 10) == b"34"
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as packed:
+        packed.writestr("in/a.png", b"56")
+        packed.writestr("bomb.png", bytes(1 << 20), zipfile.ZIP_DEFLATED)
+    fsspec.filesystem("memory").pipe({"/c/z.zip": buffer.getvalue()})
+    assert fetch_whole("zip://in/a.png::memory://c/z.zip", 10) == b"56"
+    with pytest.raises(RemoteError, match="has more than 10 bytes, the limit"):
+        fetch_whole("zip://bomb.png::memory://c/z.zip", 10)
+
+
+def test_what_is_larger_than_a_piece_is_read_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "PIECE", 7)
+    for size in (6, 7, 8, 14, 200):
+        data = bytes(range(size))
+        fsspec.filesystem("memory").pipe({"/pieces.bin": data})
+        assert fetch_whole("memory://pieces.bin", 1000) == data
+        assert fetch("memory://pieces.bin", 2, size) == data[2:]
+        with open_remote("memory://pieces.bin") as file:
+            assert file.read() == data
+
+
+def test_a_file_system_that_never_answers_ends_by_the_deadline(flaky: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    answered = threading.Event()
+    monkeypatch.setattr(flaky, "cat_file", lambda *_, **__: answered.wait() and b"")
+    try:
+        with pytest.raises(RemoteError, match=r"TimeoutError: no answer within 0\.1 s"):
+            fetch("flaky://silent.bin", 0, 1, Patience(timeout=0.1, retries=0, total=1))
+    finally:
+        answered.set()
+
+
+@pytest.mark.parametrize("url", ["file:///dev/zero", "file:///dev/../dev/zero", "FILE:///dev/zero", "local:///dev/zero", "file://localhost/dev/zero"])
+def test_devices_are_no_images_under_any_address(url: str) -> None:
+    with pytest.raises(DecodeError, match="is no regular file"):
+        blob_at(".", url).read()
+
+
+def test_an_address_of_this_disk_is_a_path_with_a_paths_rules(tmp_path: Path) -> None:
+    (tmp_path / "a b.png").write_bytes(b"12")
+    (tmp_path / "c%20d.png").write_bytes(b"34")
+    os.mkfifo(tmp_path / "pipe")
+    assert blob_at(".", f"file://{tmp_path}/a%20b.png").read() == b"12"
+    assert blob_at(".", f"file://{tmp_path}/c%20d.png").read() == b"34"
+    for name in ("pipe", "."):
+        with pytest.raises(DecodeError, match="is no regular file"):
+            blob_at(".", f"file://{tmp_path}/{name}").read()
+    with pytest.raises(DecodeError, match="has 2 bytes, more than the limit of 1"):
+        blob_at(".", f"file://{tmp_path}/a%20b.png").read(1)
+    (tmp_path / "m.csv").write_text("image\na b.png\n")
+    assert open_source(f"file://{tmp_path}/m.csv").samples == open_source(tmp_path / "m.csv").samples
+    assert open_source(f"file://{tmp_path}").samples == open_source(tmp_path).samples
+
+
+@pytest.mark.parametrize(
+    ("url", "data"),
+    [("data:image/png;base64,AQI=", b"\1\2"), ("data:;BASE64,AQI", b"\1\2"), ("data:,a%20b", b"a b"), ("data:x;base64,-_8=", b"\xfb\xff")],
+)
+def test_a_data_address_holds_its_bytes(url: str, data: bytes) -> None:
+    assert blob_at("https://h", url).read() == data
+
+
+def test_a_data_address_that_is_damaged_is_told() -> None:
+    with pytest.raises(DecodeError, match="is not base64"):
+        blob_at(".", "data:image/png;base64,A?=").read()
