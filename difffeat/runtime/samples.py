@@ -21,7 +21,8 @@ class Sample:
     """One sample. A million of them take about half a gigabyte; they can be pickled, and so sent to a worker.
 
     **Fields:** `id` unique in its source; `image` where its bytes lie, or None; `locator` that place as a person would name it; `captions`;
-    `labels` class names, None where the source has none; `problem` what is wrong with its captions, told in quarantine when they are needed (what is
+    `labels` class names, None where the source has none; `unknown` names of classes of which alone nobody knows whether the sample has them (never
+    those of `labels`); `problem` what is wrong with its captions, told in quarantine when they are needed (what is
     wrong with its image, `image` tells when it is read).
     """
 
@@ -31,6 +32,7 @@ class Sample:
     captions: tuple[str, ...] = ()
     labels: tuple[str, ...] | None = None
     problem: str | None = None
+    unknown: tuple[str, ...] = ()
 
     @property
     def size(self) -> int:
@@ -57,9 +59,9 @@ def storable(sample: Sample) -> Sample:
     """The sample itself where all its texts can be written as UTF-8. Captions that cannot become its problem; an id, a place or a label that cannot
     make it a broken sample, whose id is the old one escaped, with a digest that keeps it apart from an id that is written so.
     """
-    if is_text(f"{sample.id}{sample.locator}{sample.problem}{''.join(sample.captions)}{''.join(sample.labels or ())}"):
+    if is_text(f"{sample.id}{sample.locator}{sample.problem}{''.join(sample.captions)}{''.join(sample.labels or ())}{''.join(sample.unknown)}"):
         return sample
-    texts = {"id": (sample.id,), "image's name": (sample.locator or "",), "label": sample.labels or ()}
+    texts = {"id": (sample.id,), "image's name": (sample.locator or "",), "label": (*(sample.labels or ()), *sample.unknown)}
     spoiled = [name for name, values in texts.items() if not all(map(is_text, values))]
     if not spoiled:
         captions = sample.captions if all(map(is_text, sample.captions)) else ()
