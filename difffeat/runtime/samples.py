@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from difffeat.errors import DuplicateSample, EmptySource, SourceFormatError
 from difffeat.runtime.blobs import Blob, UnreadableBlob
+from difffeat.runtime.understood import Understood, passed_over
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 NO_TEXT = "cannot be written as UTF-8 (lone surrogates, or bytes of another encoding)"
@@ -74,6 +76,17 @@ def storable(sample: Sample) -> Sample:
     return broken_sample(identity, escaped(sample.locator or sample.id), escaped(reason))
 
 
+def composed(sample: Sample) -> Sample:
+    """The sample itself where its id and labels are composed Unicode (NFC); else one whose are: file systems write the same name in several forms."""
+    texts = (sample.id, *(sample.labels or ()), *sample.unknown)
+    if all(text.isascii() or unicodedata.is_normalized("NFC", text) for text in texts):
+        return sample
+    identity, *names = (unicodedata.normalize("NFC", text) for text in texts)
+    count = len(sample.labels or ())
+    labels = None if sample.labels is None else tuple(dict.fromkeys(names[:count]))
+    return replace(sample, id=identity, labels=labels, unknown=tuple(names[count:]))
+
+
 def broken_notes(samples: Iterable[Sample]) -> tuple[str, ...]:
     """A sentence that counts the rows that cannot be read and gives the first one's reason; none where all can."""
     broken = [sample for sample in samples if isinstance(sample.image, UnreadableBlob)]
@@ -88,7 +101,7 @@ class Source:
 
     **Fields:** `name` what the user gave; `samples`; `classes` of the labels, in the order of the multi-hot columns (empty without labels);
     `ignored` how many files of each suffix were passed over, and hidden ones; `notes` what else a reader wants known about the listing, each a
-    sentence.
+    sentence; `understood` where ids, labels, classes and captions come from.
 
     Samples whose texts cannot be written as UTF-8 are taken as `storable` makes them, and counted in a note.
 
@@ -100,14 +113,18 @@ class Source:
     classes: tuple[str, ...] = ()
     ignored: Counter[str] = field(default_factory=Counter)
     notes: tuple[str, ...] = ()
+    understood: Understood = Understood()
 
     def __post_init__(self) -> None:
         if not self.samples:
-            passed = ", ".join(f"{count} × {suffix or 'no suffix'}" for suffix, count in self.ignored.most_common(5))
-            raise EmptySource(
-                f"{self.name} holds no samples{f' (passed over: {passed})' if passed else ''}. Accepted images: {', '.join(IMAGE_SUFFIXES)}."
-            )
+            passed = f" (passed over: {passed_over(self.ignored)})" if self.ignored else ""
+            raise EmptySource("; ".join((f"{self.name} holds no samples{passed}", *self.notes)) + f". Accepted images: {', '.join(IMAGE_SUFFIXES)}.")
         self._make_storable()
+        object.__setattr__(self, "samples", tuple(map(composed, self.samples)))
+        if len(set(self.classes)) < len(self.classes):
+            name = next(name for name, count in Counter(self.classes).items() if count > 1)
+            raise SourceFormatError(f"{self.name}: two classes are called {name!r}. Rename one of them, or make them one class.")
+        object.__setattr__(self, "classes", tuple(dict.fromkeys(unicodedata.normalize("NFC", name) for name in self.classes)))
         if len({sample.id for sample in self.samples}) < len(self.samples):
             counts = Counter(sample.id for sample in self.samples)
             twice = [name for name, count in counts.items() if count > 1]
@@ -143,7 +160,7 @@ class Source:
 
 def multi_hot_classes(samples: Iterable[Sample]) -> tuple[str, ...]:
     """All class names that occur, sorted (numbers as numbers); empty where no sample has labels."""
-    found = {label for sample in samples for label in sample.labels or ()}
+    found = {unicodedata.normalize("NFC", label) for sample in samples for label in (*(sample.labels or ()), *sample.unknown)}
     return tuple(sorted(found, key=(lambda name: (int(name), name)) if all(map(is_number, found)) else None))
 
 
