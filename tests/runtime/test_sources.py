@@ -133,7 +133,7 @@ def errors() -> dict[str, tuple[str, str | bytes, type[SourceError], str]]:
     """Kind of mistake -> file name, content, error, part of its message."""
     foreign = {**INSTANCES, "annotations": [{"image_id": 9, "category_id": 99}]}
     return {
-        "COCO of numbers": ("m.json", '{"images": [], "annotations": [5]}', SourceFormatError, "an entry lacks 'image_id' of type int: 5"),
+        "COCO of numbers": ("m.json", '{"images": [], "annotations": [5]}', SourceFormatError, "an entry lacks 'image_id' of type int or str: 5"),
         "COCO without categories": (
             "m.json",
             '{"images": [], "annotations": [], "categories": null}',
