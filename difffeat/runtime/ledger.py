@@ -16,6 +16,7 @@ from difffeat.runtime.origin import extract_commands, readable_origin
 from difffeat.runtime.progress import FIRST_IDS, Clock, Summary
 from difffeat.runtime.samples import Sample, Source
 from difffeat.runtime.table import renamed
+from difffeat.runtime.understood import understood_dict
 from difffeat.runtime.witness import require_same_images, same_under_other_ids
 from difffeat.runtime.writer import StoreWriter
 
@@ -112,6 +113,7 @@ class Ledger:
             executor=executor,
             reasons=_reasons(self.receipts),
             remarks=clock.remarks,
+            understood=understood_dict(source),
         )
 
     def _require_new_images(self) -> None:

@@ -35,8 +35,8 @@ class Summary:
     seconds that each stage worked (of stages with several threads or workers, the mean of them) and `waiting` seconds that it waited for another;
     `ignored` files the source passed over; `added` rows, and `healed` ones that were in quarantine, of `retried` (None: not
     asked to); `batch_size`; `workers` threads that decode;
-    `device` and `reasons` for the words that come of it: errors in quarantine, with how many samples and the first ids; `remarks` the same of samples
-    computed in this run that are good and were not plain.
+    `understood` what was understood of the source (`understood_dict`); `device` and `reasons` for the words that come of it: errors in quarantine, with
+    how many samples and the first ids; `remarks` the same of samples computed in this run that are good and were not plain.
     """
 
     path: Path
@@ -59,6 +59,7 @@ class Summary:
     executor: str = "local"
     reasons: dict[str, dict[str, Any]] = field(default_factory=dict)
     remarks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    understood: dict[str, Any] = field(default_factory=dict)
 
     @property
     def exit_code(self) -> int:

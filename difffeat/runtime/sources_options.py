@@ -51,6 +51,10 @@ class SourceOptions:
         """How long whatever the source names by URL is waited for. Raises ConfigError."""
         return Patience(self.timeout, self.retries, self.total_timeout)
 
+    def classes_named(self) -> str:
+        """What names the classes, for people; empty where nobody was asked to."""
+        return "" if self.classes is None else f"--classes {self.classes}"
+
     def class_names(self) -> tuple[str, ...]:
         """The names in the file `classes`; none without one. Raises SourceFormatError."""
         return () if self.classes is None else read_class_names(self.classes)

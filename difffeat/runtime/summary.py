@@ -8,6 +8,7 @@ from typing import Any
 
 from difffeat.runtime.files import Files
 from difffeat.runtime.progress import Summary
+from difffeat.runtime.understood import passed_over
 from difffeat.runtime.writer import SUMMARY_HTML, SUMMARY_JSON, writing
 
 _STYLE = (
@@ -44,6 +45,7 @@ def summary_dict(summary: Summary) -> dict[str, Any]:
         "quarantine": summary.reasons,
         "remarks": summary.remarks,
         "ignored": summary.ignored,
+        "understood": summary.understood,
         "exit_code": summary.exit_code,
     }
 
@@ -67,7 +69,7 @@ def summary_text(summary: Summary) -> str:
         more = ", ..." if found["samples"] > len(found["first_ids"]) else ""
         lines.append(f"  {found['samples']} samples computed now: {remark} ({', '.join(found['first_ids'])}{more})")
     if summary.ignored:
-        lines.append(f"  passed over: {', '.join(f'{count} × {suffix or chr(39) * 2}' for suffix, count in summary.ignored.items())}")
+        lines.append(f"  passed over: {passed_over(summary.ignored)}")
     return "\n".join(lines)
 
 

@@ -24,6 +24,7 @@ from difffeat.runtime.feeds import fed_batches
 from difffeat.runtime.samples import Sample
 from difffeat.runtime.sources import open_source
 from difffeat.runtime.sources_options import SourceOptions
+from difffeat.runtime.understood import say_understood
 from difffeat.workflows.commands import check_arguments
 from difffeat.workflows.staging import PARITY_FILE, check_place, install, staging_folder
 from difffeat.workflows.verifying import PER_SAMPLE, features_of, open_running, spread
@@ -64,11 +65,12 @@ def run_quantize(
         raise ConfigError(f"--parts must be one of {', '.join(PARTS)}; got {parts!r}")
     out = output or path.with_name(f"{path.name}-int8")
     check_place(out, overwrite, path)
-    listed = open_source(source, source_options).samples
-    chosen = spread(listed, samples)
+    listed = open_source(source, source_options)
+    say_understood(listed, say)
+    chosen = spread(listed.samples, samples)
     started = time.perf_counter()
     with staging_folder(out, overwrite, path) as staging:
-        say(f"calibrating on {len(chosen)} of {len(listed)} samples")
+        say(f"calibrating on {len(chosen)} of {len(listed.samples)} samples")
         batches = calibration_batches(artifact, chosen, run, threads)
         calibration = calibration_digest(batches, PARTS[parts])
         recipe = replace(artifact.recipe, precision="int8", calibration=calibration, options={**artifact.recipe.options, "int8_parts": parts})
