@@ -27,7 +27,7 @@ class Checkpoint:
     """One state dict of a file.
 
     **Fields:** `tensors`; `place` where it lies in the file (`ema`, `state_dict / model.`; empty at the top); `averaged` whether that place says EMA;
-    `others` places of other copies of the network; `names` all tensors' names in the same dict; `facts` the plain values that the file holds
+    `others` places of other copies of the network; `names` all tensors' names in the file; `facts` the plain values that the file holds
     beside tensors, by dotted name; `notes` what a user should know.
     """
 
@@ -80,7 +80,8 @@ def choose_state(loaded: Any, what: str, markers: Sequence[str]) -> Checkpoint:
     left = sorted({key.split(".")[0] for key in state if not key.startswith(chosen.prefix)})
     if chosen.prefix and left:
         notes.append(f"other tensors of the file are passed over: {', '.join(left[:6])}{' and more' if len(left) > 6 else ''}")
-    return Checkpoint(tensors, place, averaged, others, tuple(state), facts, tuple(notes))
+    names = tuple(dict.fromkeys(name for _, held in states for name in held))
+    return Checkpoint(tensors, place, averaged, others, names, facts, tuple(notes))
 
 
 def _states(loaded: Any) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
@@ -122,6 +123,9 @@ def _by_prefix(path: tuple[str, ...], state: dict[str, Any], markers: Sequence[s
 def _preferred(candidates: list[_Candidate], what: str) -> _Candidate:
     averaged = [candidate for candidate in candidates if candidate.averaged]
     left = averaged or candidates
+    for part in (lambda candidate: candidate.prefix, lambda candidate: candidate.path[-1] if candidate.path else ""):
+        nearer = [candidate for candidate in left if _EMA.search(part(candidate))]
+        left = nearer if len(left) > 1 and nearer else left
     if len(left) > 1:
         names = ", ".join(candidate.place or "the top of the file" for candidate in left[:6])
         raise CheckpointMismatch(
@@ -199,10 +203,10 @@ def read_beside(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
 
     facts: dict[str, Any] = {}
     notes: list[str] = []
-    for folder in (path.parent, path.parent.parent):
+    for above, folder in enumerate((path.parent, path.parent.parent)):
         for name in ("args.json", "config.json", "model_index.json", "hparams.yaml", "config.yaml"):
             place = folder / name
-            if (folder is not path.parent and name in ("config.json", "model_index.json", "config.yaml")) or not place.is_file():
+            if (above and name in ("config.json", "model_index.json", "config.yaml")) or not place.is_file():
                 continue
             try:
                 if place.stat().st_size > 1 << 20:

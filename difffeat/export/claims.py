@@ -64,8 +64,30 @@ _OTHER_PART = re.compile(
     r"(^|[._])(vae|first_stage\w*|autoencoder|ddconfig|cond_stage\w*|text\w*|discriminator|lossconfig|ema_config|trainer|logger)[._]", re.I
 )
 _NAMES = frozenset(
-    """model arch architecture architectures model_name model_type backbone class_name _class_name _target_ net network method framework algorithm
-    transport exp_name experiment_name base_model title transformer scheduler""".split()
+    {
+        "model",
+        "arch",
+        "architecture",
+        "architectures",
+        "model_name",
+        "model_type",
+        "backbone",
+        "class_name",
+        "_class_name",
+        "_target_",
+        "net",
+        "network",
+        "method",
+        "framework",
+        "algorithm",
+        "transport",
+        "exp_name",
+        "experiment_name",
+        "base_model",
+        "title",
+        "transformer",
+        "scheduler",
+    }
 )
 _COUNTS = {
     "num_layers": "depth", "depth": "depth", "n_layers": "depth", "num_blocks": "depth",

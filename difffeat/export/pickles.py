@@ -92,11 +92,22 @@ def _new_array(*_: Any) -> Array:
 
 _CONTAINERS = frozenset(["omegaconf", "hydra", "pytorch_lightning", "lightning", "lightning_fabric", "ml_collections", "yacs", "__main__"])
 """Packages whose objects are settings; a class of the training script itself (`__main__`) too."""
-_DICTS = frozenset({"collections.defaultdict", "easydict.EasyDict", "addict.addict.Dict", "addict.Dict", "munch.Munch", "attrdict.AttrDict",
-                    "pytorch_lightning.utilities.parsing.AttributeDict", "lightning.fabric.utilities.data.AttributeDict",
-                    "lightning.pytorch.utilities.parsing.AttributeDict", "lightning_fabric.utilities.data.AttributeDict", "yacs.config.CfgNode"})  # fmt: skip
+_DICTS = frozenset(
+    {
+        "collections.defaultdict",
+        "easydict.EasyDict",
+        "addict.addict.Dict",
+        "munch.Munch",
+        "yacs.config.CfgNode",
+        "pytorch_lightning.utilities.parsing.AttributeDict",
+        "lightning.pytorch.utilities.parsing.AttributeDict",
+        "lightning.fabric.utilities.data.AttributeDict",
+        "lightning_fabric.utilities.data.AttributeDict",
+    }
+)
 _RECORDS = frozenset(
-    [
+    {
+        *(f"builtins.{name}" for name in ("dict", "list", "tuple", "int", "float", "str", "bool", "bytes", "frozenset", "slice", "range", "object")),
         "argparse.Namespace",
         "types.SimpleNamespace",
         "datetime.datetime",
@@ -106,21 +117,9 @@ _RECORDS = frozenset(
         "uuid.UUID",
         "decimal.Decimal",
         "fractions.Fraction",
-        "builtins.dict",
-        "builtins.list",
-        "builtins.tuple",
-        "builtins.int",
-        "builtins.float",
-        "builtins.str",
-        "builtins.bool",
-        "builtins.bytes",
-        "builtins.frozenset",
-        "builtins.slice",
-        "builtins.range",
-        "builtins.object",
         "copyreg._reconstructor",
         "numpy.random.mtrand.RandomState",
-    ]
+    }
 )
 
 
@@ -134,7 +133,7 @@ def stand_in(name: str) -> Any | None:
         return Array if name.endswith("ndarray") else DType
     if re.fullmatch(r"pathlib(\._local)?\.\w*Path", name):
         return _Path
-    if name in _RECORDS or name.startswith("numpy.random._pickle.") or re.fullmatch(r"numpy\.(float|int|uint|bool|complex)_?\d*", name):
+    if name in _RECORDS or name.startswith("numpy.random.") or re.fullmatch(r"numpy\.(float|int|uint|bool|complex)_?\d*", name):
         return Record
     if name.startswith(("omegaconf.listconfig.", "omegaconf.dictconfig.")):
         return Record
@@ -159,7 +158,10 @@ def load_pickle(path: Path, kind: str) -> Any:
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(known):
             warnings.simplefilter("ignore", UserWarning)  # torch warns of foreign pickle protocols just before it refuses them
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=kind == TORCH_ZIP)
+            if path.suffix != ".safetensors":
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=kind == TORCH_ZIP)
+            with path.open("rb") as file:  # torch goes by that suffix
+                return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise _refusal(path, kind, names, str(error)) from None
     except (
@@ -174,6 +176,8 @@ def load_pickle(path: Path, kind: str) -> Any:
         AssertionError,
         NotImplementedError,
     ) as error:
+        if kind == PICKLE:
+            raise _bare(path) from None
         reason = plain(f"{type(error).__name__}: {error}")
         raise CheckpointMismatch(f"{path} is no readable torch file ({reason}): cut short or damaged. Download it again.") from None
     except (MemoryError, OverflowError, RecursionError) as error:
@@ -201,12 +205,16 @@ def _refusal(path: Path, kind: str, names: list[str], reason: str) -> Exception:
             "protocol, or convert it to safetensors where it was trained."
         )
     if not unknown and kind == PICKLE:
-        return CheckpointMismatch(f"{path} is a bare pickle, which torch.save did not write. Convert it to safetensors where it was trained.")
+        return _bare(path)
     what = ", ".join(unknown[:4]) or plain(reason)
     return UntrustedFile(
         f"{path} wants to run code or holds more than tensors, so it was not opened (it names {what}). "
         "Convert it to safetensors where it was trained: the state dict alone."
     )
+
+
+def _bare(path: Path) -> CheckpointMismatch:
+    return CheckpointMismatch(f"{path} is a bare pickle, which torch.save did not write. Convert it to safetensors where it was trained.")
 
 
 def plain(text: str, most: int = 200) -> str:
@@ -222,15 +230,31 @@ def _globals(path: Path, kind: str) -> list[str]:
     found: dict[str, None] = {}
     try:
         for stream in _streams(path, kind):
-            for operation, argument, _ in pickletools.genops(stream):
-                if operation.name in ("GLOBAL", "INST") and isinstance(argument, str):
-                    module, _, name = argument.partition(" ")
-                    found[f"{_MODERN.get(module, module)}.{name}"] = None
-                elif operation.name == "STACK_GLOBAL":
-                    break  # a protocol that torch refuses to read
+            _collect(stream, found)
     except (ValueError, EOFError, OSError, KeyError, zipfile.BadZipFile, UnicodeDecodeError, IndexError):
         return list(found)  # damaged: torch.load says so in its own words
     return list(found)
+
+
+def _collect(stream: BinaryIO | bytes, found: dict[str, None]) -> None:
+    """Add the globals of one pickle; those of protocol 4, which lie on the stack, by the last two texts before them."""
+    texts: list[str] = []
+    memo: list[str | None] = []
+    last: str | None = None
+    for operation, argument, _ in pickletools.genops(stream):
+        if operation.name in ("GLOBAL", "INST") and isinstance(argument, str):
+            module, _, name = argument.partition(" ")
+            found[f"{_MODERN.get(module, module)}.{name}"] = None
+        elif operation.name == "STACK_GLOBAL":
+            found[".".join(texts[-2:])] = None
+        if operation.name == "MEMOIZE":
+            memo.append(last)
+            continue
+        last = argument if "UNICODE" in operation.name and isinstance(argument, str) else None
+        if operation.name in ("BINGET", "LONG_BINGET") and isinstance(argument, int) and argument < len(memo):
+            last = memo[argument]
+        if last is not None:
+            texts = [*texts[-1:], last]
 
 
 _MODERN = {"__builtin__": "builtins", "copy_reg": "copyreg"}
