@@ -85,6 +85,8 @@ class GraphRecipe:
     - `weights`: role (`backbone`, `vae`, `tokenizer`) -> SHA-256; equal tensors have equal digests whatever the file's layout.
     - `origin`: `file` or `random:<seed>` (weights drawn at random, for timing only).
     - `kind`: one of `GRAPH_KINDS`; `blocks`: taps asked for, ascending; `timesteps` with `log_snr` beside them.
+    - `diffusion`: what the family takes for granted of the weights (schedule, prediction, time, latents, the null label), and under `assumed`
+      what contradicted it where the caller knew better; empty in recipes of older exports, and then not part of the JSON.
     - `noising`, `noise_seed` (for `constant`), `pooling`, `label` (class label, DiT), `precision`, `calibration`.
     """
 
@@ -104,13 +106,14 @@ class GraphRecipe:
     precision: str = "fp32"
     calibration: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    diffusion: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _one_of("kind", self.kind, GRAPH_KINDS)
         _one_of("noising", self.noising, NOISINGS)
         _one_of("pooling", self.pooling, POOLINGS)
         _one_of("precision", self.precision, PRECISIONS)
-        for name in ("architecture", "weights", "options"):
+        for name in ("architecture", "weights", "options", "diffusion"):
             if not isinstance(getattr(self, name), Mapping):
                 raise ConfigError(f"{name} must be a mapping, got {type(getattr(self, name)).__name__}")
         if list(self.blocks) != sorted(set(self.blocks)):
@@ -142,7 +145,10 @@ class GraphRecipe:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
-        return {"format": FORMAT, **json.loads(canonical_json(asdict(self)))}
+        values = asdict(self)
+        if not values["diffusion"]:
+            del values["diffusion"]  # recipes of older exports keep their digests
+        return {"format": FORMAT, **json.loads(canonical_json(values))}
 
     def to_json(self) -> str:
         """Canonical JSON, as stored in the graph's metadata."""

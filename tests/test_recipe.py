@@ -45,6 +45,7 @@ OTHER_GRAPH: dict[str, Any] = {
     "precision": "fp16",
     "calibration": "ee" * 32,
     "options": {"x": 1},
+    "diffusion": {"prediction": "epsilon"},
 }
 OTHER_RUN: dict[str, Any] = {
     "seed": 4,

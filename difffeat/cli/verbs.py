@@ -99,8 +99,17 @@ def export(
     dtype: Annotated[str, typer.Option(help="fp32, fp16 or bf16; for int8 see difffeat quantize.")] = "fp32",
     heads: Annotated[int | None, typer.Option(help="Attention heads, for geometries that were never published.")] = None,
     timestep_embedding: Annotated[str, typer.Option(help="original, or diffusers for weights trained with that library's formula.")] = "original",
-    revision: Annotated[str | None, typer.Option(help="Revision of a hub id.")] = None,
-    sha256: Annotated[str | None, typer.Option(help="Refuse the weights file unless it has this digest.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Revision of the weights' hub id.")] = None,
+    sha256: Annotated[
+        str | None, typer.Option(help="Refuse the weights unless they have this digest; of weights in parts that of `sha256sum PART... | sha256sum`.")
+    ] = None,
+    vae_revision: Annotated[str | None, typer.Option(help="Revision of the autoencoder's hub id.")] = None,
+    vae_sha256: Annotated[str | None, typer.Option(help="The same for the autoencoder's weights.")] = None,
+    tokenizer_sha256: Annotated[str | None, typer.Option(help="The same for the tokenizer, which is a file.")] = None,
+    assume_dit: Annotated[
+        bool, typer.Option("--assume-dit", help="Take the weights for a DiT as published, whatever speaks against it; the recipe says so.")
+    ] = False,
+    assume_plaid: Annotated[bool, typer.Option("--assume-plaid", help="The same for Plaid.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of --weights random.")] = 0,
     output: Output = None,
     overwrite: Overwrite = False,
@@ -113,7 +122,8 @@ def export(
         model, weights, vae=vae, tokenizer=tokenizer, blocks=blocks, timestep=timestep, graph=graph, noising=noising, noise_seed=noise_seed,
         ddim_steps=ddim_steps, self_conditioning=self_conditioning,
         label=label, pooling=pooling, dtype=dtype, heads=heads, timestep_embedding=timestep_embedding, revision=revision, sha256=sha256, seed=seed,
-        output=output, overwrite=overwrite, say=say(as_json),
+        vae_revision=vae_revision, vae_sha256=vae_sha256, tokenizer_sha256=tokenizer_sha256,
+        assume="dit" if assume_dit else "plaid" if assume_plaid else None, output=output, overwrite=overwrite, say=say(as_json),
     )  # fmt: skip
     emit(report, as_json)
 

@@ -73,10 +73,16 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """One adaLN-Zero block: six modulations from the conditioning c, in the order shift, scale, gate (attention), shift, scale, gate (MLP)."""
+    """One adaLN-Zero block: six modulations from the conditioning c, in the order shift, scale, gate (attention), shift, scale, gate (MLP).
 
-    def __init__(self, width: int, heads: int, mlp_ratio: int, mlp_norm_eps: float) -> None:
+    `embedders` of time and label are the block's own, as training with diffusers leaves them; elsewhere all blocks share the network's.
+    """
+
+    def __init__(self, width: int, heads: int, mlp_ratio: int, mlp_norm_eps: float, embedders: tuple[nn.Module, nn.Module] | None = None) -> None:
         super().__init__()
+        self.embedders = embedders is not None
+        if embedders is not None:
+            self.t_embedder, self.y_embedder = embedders
         self.norm1 = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.attn = Attention(width, heads)
         self.norm2 = nn.LayerNorm(width, eps=mlp_norm_eps, elementwise_affine=False)
@@ -144,7 +150,7 @@ class DiT(nn.Module):
 
     **Arguments:** depth L, width D, heads H, patch, input_size S (latent side), in_channels C, out_channels (noise and variance: 2C), num_classes
     (the null label is `num_classes`), mlp_ratio, `timestep_embedding` (`original` or `diffusers`, which also changes the eps of the MLP's norm to
-    1e-5).
+    1e-5), `block_embedders` (every block but the first has embedders of its own; the last layer uses those of the first).
     """
 
     def __init__(
@@ -160,6 +166,7 @@ class DiT(nn.Module):
         num_classes: int = 1000,
         mlp_ratio: int = 4,
         timestep_embedding: str = "original",
+        block_embedders: bool = False,
     ) -> None:
         super().__init__()
         self.patch, self.out_channels, self.side = patch, out_channels, input_size // patch
@@ -169,18 +176,25 @@ class DiT(nn.Module):
         positions = torch.tensor(sincos_position_embedding(width, self.side), dtype=torch.float32)
         self.pos_embed = nn.Parameter(positions[None], requires_grad=False)
         mlp_norm_eps = 1e-6 if timestep_embedding == "original" else 1e-5
-        self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, mlp_norm_eps) for _ in range(depth))
+
+        def own(index: int) -> tuple[nn.Module, nn.Module] | None:
+            return (TimestepEmbedder(width, timestep_embedding), LabelEmbedder(num_classes, width)) if block_embedders and index else None
+
+        self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, mlp_norm_eps, own(index)) for index in range(depth))
         self.final_layer = FinalLayer(width, patch, out_channels)
 
     @classmethod
     def from_config(cls, config: Any) -> DiT:
         """From anything with the attributes of `DiTConfig`."""
         names = ("depth", "width", "heads", "patch", "input_size", "in_channels", "out_channels", "num_classes", "mlp_ratio", "timestep_embedding")
-        return cls(**{name: getattr(config, name) for name in names})
+        return cls(**{name: getattr(config, name) for name in names}, block_embedders=getattr(config, "block_embedders", False))
 
     def conditioning(self, t_B: Tensor, label_B: Tensor) -> Tensor:
         """C = time embedding + label embedding; [B, D]."""
         return self.t_embedder(t_B) + self.y_embedder(label_B)
+
+    def _block(self, block: Any, x_BND: Tensor, c_BD: Tensor, t_B: Tensor, label_B: Tensor) -> Tensor:
+        return block(x_BND, block.t_embedder(t_B) + block.y_embedder(label_B) if block.embedders else c_BD)
 
     def residual_stream(self, z_BCSS: Tensor, t_B: Tensor, label_B: Tensor) -> Iterator[Tensor]:
         """Yields x [B, N, D] after 0, 1, ..., L blocks. Stop early and the rest is not computed."""
@@ -188,7 +202,7 @@ class DiT(nn.Module):
         yield x_BND
         c_BD = self.conditioning(t_B, label_B)
         for block in self.blocks:
-            x_BND = block(x_BND, c_BD)
+            x_BND = self._block(block, x_BND, c_BD, t_B, label_B)
             yield x_BND
 
     def forward(self, z_BCSS: Tensor, t_B: Tensor, label_B: Tensor) -> Tensor:
@@ -196,7 +210,7 @@ class DiT(nn.Module):
         c_BD = self.conditioning(t_B, label_B)
         x_BND = self.x_embedder(z_BCSS) + self.pos_embed
         for block in self.blocks:
-            x_BND = block(x_BND, c_BD)
+            x_BND = self._block(block, x_BND, c_BD, t_B, label_B)
         return self._unpatchify(self.final_layer(x_BND, c_BD))
 
     def _unpatchify(self, x_BNP: Tensor) -> Tensor:

@@ -31,18 +31,22 @@ def dit_modulation(tensors: Tensors, config: Any, t: float, label: int, blocks: 
 
     Order: shift, 1 + scale, gate of the attention; shift, 1 + scale, gate of the MLP.
     """
-    activated = _silu(dit_conditioning(tensors, config, t, label))
-    rows = [_linear(tensors, f"blocks.{index}.adaLN_modulation.1", activated).reshape(6, -1) for index in range(blocks)]
+    shared = _silu(dit_conditioning(tensors, config, t, label))
+    rows = []
+    for index in range(blocks):
+        own = f"blocks.{index}."
+        activated = _silu(dit_conditioning(tensors, config, t, label, own)) if f"{own}t_embedder.mlp.0.weight" in tensors else shared
+        rows.append(_linear(tensors, f"{own}adaLN_modulation.1", activated).reshape(6, -1))
     modulation = torch.stack(rows) if rows else torch.zeros(0, 6, config.width, dtype=torch.float64)
     modulation[:, [SCALE_MSA, SCALE_MLP]] += 1.0
     return modulation
 
 
-def dit_conditioning(tensors: Tensors, config: Any, t: float, label: int) -> Tensor:
-    """Time embedding + label embedding, float64 [D]."""
+def dit_conditioning(tensors: Tensors, config: Any, t: float, label: int, prefix: str = "") -> Tensor:
+    """Time embedding + label embedding, float64 [D]; of the embedders under `prefix`, where a block has its own."""
     angles = t * torch.tensor(timestep_frequencies(config.timestep_embedding))
-    hidden = _linear(tensors, "t_embedder.mlp.0", torch.cat([angles.cos(), angles.sin()]))
-    return _linear(tensors, "t_embedder.mlp.2", _silu(hidden)) + tensors["y_embedder.embedding_table.weight"][label].double()
+    hidden = _linear(tensors, f"{prefix}t_embedder.mlp.0", torch.cat([angles.cos(), angles.sin()]))
+    return _linear(tensors, f"{prefix}t_embedder.mlp.2", _silu(hidden)) + tensors[f"{prefix}y_embedder.embedding_table.weight"][label].double()
 
 
 def fill_dit(trunk: DiTTrunk, tensors: Tensors, modulation_k6D: Tensor | None) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from difffeat.export.dit import DiT, timestep_frequencies
+from difffeat.export.dit import DiT, TimestepEmbedder, timestep_frequencies
 from difffeat.export.fold import plaid_schedule
 from difffeat.export.layers import pool_masked, pool_tokens
 from difffeat.export.plaid import Plaid, normalise_rows
@@ -30,7 +30,9 @@ def unfolded_dit(weights: Any) -> DiT:
     """The published network with the tensors of `DiTWeights` (shared, not copied)."""
     with torch.device("meta"):
         model = DiT.from_config(weights.config)
-    model.t_embedder.frequencies = torch.tensor(timestep_frequencies(weights.config.timestep_embedding))
+    for module in model.modules():
+        if isinstance(module, TimestepEmbedder):
+            module.frequencies = torch.tensor(timestep_frequencies(weights.config.timestep_embedding))
     load_into(model, weights.tensors)
     return model
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
-import warnings
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,75 +11,96 @@ import torch
 from torch import Tensor
 
 from difffeat.errors import CheckpointMismatch, CheckpointNotFound, UntrustedFile
+from difffeat.export.checkpoints import Checkpoint, choose_state, facts_of
+from difffeat.export.pickles import load_pickle
+from difffeat.export.recognise import SAFETENSORS, recognise
 
-PICKLES = (".pt", ".pth", ".bin", ".ckpt")
+MAX_BLOCKS = 1024
+EXPANDED = 1 << 22
+"""Values that a tensor may have beyond those of its storage."""
 
 
-def read_tensors(path: Path, *, sha256: str | None = None, nested: tuple[str, ...] = ()) -> dict[str, Tensor]:
-    """All tensors of a file by name, memory-mapped where the format allows it.
+def read_checkpoint(path: Path, *, sha256: str | None = None, markers: Sequence[str] = ()) -> Checkpoint:
+    """The state dict of a file, whatever is wrapped around it; see `choose_state`. The file is told by its bytes, not by its name.
 
-    **Arguments:** `sha256` digest that the file must have; `nested` keys under which the state dict may lie, in order of preference.
+    **Arguments:** `sha256` digest that the file must have; `markers` names of which the network has one.
 
     Raises CheckpointNotFound, UntrustedFile (code in the file, wrong digest), CheckpointMismatch (not a file of tensors).
     """
-    if not path.is_file():
+    if not path.exists():
         raise CheckpointNotFound(f"{path} does not exist.")
-    if sha256 is not None:
+    if sha256 is not None and path.is_file():
         check_digest(path, sha256)
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    if path.suffix in PICKLES:
-        return _flat(_read_pickle(path), path, nested)
-    raise CheckpointMismatch(f"{path} has a suffix we do not read; expected .safetensors, {', '.join(PICKLES)}.")
+    kind = recognise(path)
+    if kind == SAFETENSORS:
+        loaded, metadata = _read_safetensors(path)
+    else:
+        loaded, metadata = load_pickle(path, kind), {}
+    found = choose_state(loaded, str(path), markers)
+    facts = {**found.facts, **facts_of(metadata, "metadata")}
+    check_storage(found.tensors, path)
+    return Checkpoint(found.tensors, found.place, found.averaged, found.others, found.names, facts, found.notes)
 
 
-def check_digest(path: Path, expected: str) -> None:
-    """Raises UntrustedFile unless the file's SHA-256 is the expected one."""
+def read_tensors(path: Path, *, sha256: str | None = None, markers: Sequence[str] = ()) -> dict[str, Tensor]:
+    """All tensors of a file by name, memory-mapped where the format allows it. Arguments and errors as for `read_checkpoint`."""
+    return read_checkpoint(path, sha256=sha256, markers=markers).tensors
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 (hex) of a file's bytes."""
     with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != expected.lower():
-        raise UntrustedFile(f"{path} has SHA-256 {found}, but {expected} was pinned. Download it again, or correct --sha256.")
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+def check_digest(path: Path, expected: str, option: str = "--sha256") -> None:
+    """Raises UntrustedFile unless the file's SHA-256 is the expected one."""
+    found = file_digest(path)
+    if found != expected.strip().lower().removeprefix("sha256:"):
+        raise UntrustedFile(f"{path} has SHA-256 {found}, but {expected} was pinned. Download it again, or correct {option}.")
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    from safetensors import SafetensorError, safe_open
 
     try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointMismatch(f"{path} is not a readable safetensors file ({error}). Download it again.") from None
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118 it is no mapping
+    except (SafetensorError, OSError, ValueError, KeyError, AttributeError, TypeError, RuntimeError, MemoryError, OverflowError) as error:
+        raise CheckpointMismatch(f"{path} is not a readable safetensors file ({error}): cut short or damaged. Download it again.") from None
 
 
-def _read_pickle(path: Path) -> Any:
-    version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
-    if version < (2, 10):
-        raise UntrustedFile(
-            f"reading {path.suffix} files safely needs torch 2.10 or newer, this is {torch.__version__}. Upgrade torch, or convert to safetensors."
-        )
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # torch warns of foreign pickle protocols just before it refuses them
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
-        raise UntrustedFile(
-            f"{path} wants to run code or holds more than tensors, so it was not opened ({reason}). Convert it to safetensors."
-        ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
-        raise CheckpointMismatch(f"{path} is no readable torch file ({type(error).__name__}: {error}). Download it again.") from None
+def check_storage(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Raises CheckpointMismatch for a tensor without data, or of more values than the file can hold: nothing is made larger than the file."""
+    for name, tensor in tensors.items():
+        if tensor.is_meta:
+            raise CheckpointMismatch(f"{path}: {name} has a shape and no data: it was saved from the meta device. Save it again with its values.")
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested:
+            raise CheckpointMismatch(f"{path}: {name} is not a plain tensor ({tensor.layout}, {tensor.dtype}). Save it again as a dense one.")
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors.values()}
+    held, size = sum(storages.values()), path.stat().st_size
+    if held > size:
+        raise CheckpointMismatch(f"{path} claims {held} bytes of tensors, and has {size}: it is damaged or made to fill memory. Download it again.")
+    for name, tensor in tensors.items():
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes() + EXPANDED:
+            raise CheckpointMismatch(f"{path}: {name} claims {tensor.numel()} values, and its storage holds fewer: it is damaged or expanded.")
+    claimed = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    if claimed > 8 * held + EXPANDED:
+        raise CheckpointMismatch(f"{path} claims {claimed} bytes of tensors that share {held} bytes: it is damaged or made to fill memory.")
 
 
-def _flat(loaded: Any, path: Path, nested: tuple[str, ...]) -> dict[str, Tensor]:
-    """The state dict itself, taken out of what a training checkpoint wraps around it."""
-    for key in nested:
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
-            loaded = loaded[key]
-            break
-    if not isinstance(loaded, Mapping) or not loaded or not all(isinstance(v, Tensor) for v in loaded.values()):
-        keys = ", ".join(map(str, list(loaded)[:5])) if isinstance(loaded, Mapping) else type(loaded).__name__
-        raise CheckpointMismatch(f"{path} holds no flat dict of tensors (found: {keys}).")
-    return {str(name): tensor for name, tensor in loaded.items()}
+def block_count(names: Iterable[str], prefix: str, what: str) -> int:
+    """How many blocks there are, by names `<prefix><number>.…`. Raises CheckpointMismatch unless they are numbered 0, 1, 2 and so on."""
+    texts = {name[len(prefix) :].split(".")[0] for name in names if name.startswith(prefix)}
+    if bad := sorted(text for text in texts if not (text.isascii() and text.isdigit() and len(text) < 10)):
+        raise CheckpointMismatch(f"{what}: {prefix}{bad[0][:40]} is no name of a block; blocks are numbered 0, 1, 2 and so on.")
+    numbers = sorted(map(int, texts))
+    if len(numbers) > MAX_BLOCKS:
+        raise CheckpointMismatch(f"{what} has {len(numbers)} blocks; at most {MAX_BLOCKS} are read.")
+    for expected, number in enumerate(numbers):
+        if number != expected:
+            raise CheckpointMismatch(f"{what} has blocks up to {prefix}{numbers[-1]}, but none called {prefix}{expected}: it does not fit.")
+    return len(numbers)
 
 
 def check_keys(found: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], what: str) -> None:
@@ -113,12 +131,32 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
     return total.hexdigest()
 
 
-def upcast(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """float32, contiguous; tensors that are so already are shared, not copied."""
+def upcast(tensors: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
+    """float32, contiguous; tensors that are so already are shared, not copied.
+
+    Raises CheckpointMismatch for a tensor that holds no floating-point numbers, and for one with NaN or infinity.
+    """
+    found = {}
     for name, tensor in tensors.items():
         if not tensor.is_floating_point():
-            raise CheckpointMismatch(f"{name} is {tensor.dtype}, expected floating point.")
-    return {name: tensor.to(torch.float32).contiguous() for name, tensor in tensors.items()}
+            raise CheckpointMismatch(f"{what}: {name} is {tensor.dtype}, expected floating point. Quantised weights are not read.")
+        try:
+            found[name] = tensor.to(torch.float32).contiguous()
+        except (RuntimeError, NotImplementedError):
+            raise CheckpointMismatch(f"{what}: {name} is {tensor.dtype}, which torch does not turn into float32. Save it in another type.") from None
+    if spoiled := [name for name, tensor in found.items() if not _is_finite(tensor)]:
+        raise CheckpointMismatch(
+            f"{what} holds NaN or infinity in {len(spoiled)} of {len(found)} tensors: {_few(spoiled)}. The training run diverged, or the file is "
+            "damaged: take an earlier checkpoint, or download it again."
+        )
+    return found
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    if not tensor.numel():
+        return True
+    low, high = torch.aminmax(tensor)
+    return bool(torch.isfinite(low) & torch.isfinite(high))
 
 
 def draw(name: str, shape: tuple[int, ...], seed: int, *, mean: float = 0.0, std: float | None = None) -> Tensor:

@@ -29,6 +29,7 @@ from difffeat.runtime.sources import open_source
 from difffeat.runtime.sources_options import SourceOptions
 from difffeat.runtime.summary import summary_dict, summary_text
 from difffeat.runtime.understood import say_understood
+from difffeat.workflows.assumptions import diffusion_lines
 from difffeat.workflows.staging import check_place
 
 ARTIFACTS = Path("artifacts")
@@ -71,6 +72,7 @@ def run_export(
     from difffeat.workflows.loading import load_backbone
 
     check_model(model, weights)
+    _check_idle_options(model, vae=vae, tokenizer=tokenizer, heads=loading.get("heads"))
     text = model.startswith("plaid")
     kind = _kind(graph, text, noising)
     timesteps = parse_numbers(timestep, "--timestep") or ((TEXT_TIMESTEP,) if text else (IMAGE_TIMESTEP,))
@@ -93,6 +95,8 @@ def run_export(
     if vae is not None:
         say(f"and the autoencoder from {_weights_place(model, vae)}")
     backbone = load_backbone(model, weights, vae=vae, tokenizer=tokenizer, need_vae=graph in (None, "image", "latents"), **loading)
+    for note in backbone.notes:
+        say(f"note: {note}")
     if asked is None:
         chosen = tuple(range(backbone.depth + 1)) if blocks == "all" or kind.endswith("sweep") else (backbone.default_block(),)
         options = ExportOptions(**{**vars(options), "blocks": chosen})
@@ -102,7 +106,15 @@ def run_export(
         report = export_plaid(backbone.weights, backbone.tokenizer, options, out, overwrite=overwrite, say=say)
     else:
         report = export_dit(backbone.weights, backbone.vae, options, out, overwrite=overwrite, say=say)
-    return _export_result(report)
+    return {**_export_result(report), "notes": list(backbone.notes)}
+
+
+def _check_idle_options(model: str, *, vae: str | None, tokenizer: str | None, heads: int | None) -> None:
+    """Raises ConfigError for an option of the other modality."""
+    idle = {"--vae": vae, "--heads": heads} if model.startswith("plaid") else {"--tokenizer": tokenizer}
+    for option, value in idle.items():
+        if value is not None:
+            raise ConfigError(f"{option} means nothing for --model {model}. Leave it out, or correct --model.")
 
 
 def check_model(model: str, weights: str | None) -> None:
@@ -182,6 +194,7 @@ def _export_result(report: Any) -> dict[str, Any]:
     if artifact.recipe.timesteps:
         levels = zip(artifact.recipe.timesteps, artifact.recipe.log_snr, strict=True)
         lines.insert(1, f"  timesteps {', '.join(f'{format_timestep(t)} (log-SNR {snr:+.2f})' for t, snr in levels)}")
+    lines += [f"  {line}" for line in diffusion_lines(artifact.recipe)]
     if parts := artifact.recipe.options.get("fp32_parts"):
         lines.append(f"  kept in fp32, because {artifact.recipe.precision} does not hold there: {', '.join(map(str, parts))}")
     if artifact.recipe.origin != "file":

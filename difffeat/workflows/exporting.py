@@ -24,6 +24,7 @@ from difffeat.engines.artifact import (
 from difffeat.engines.parity import ParityReport
 from difffeat.errors import ConfigError
 from difffeat.recipe import GraphRecipe, tap_name
+from difffeat.workflows.assumptions import dit_diffusion, plaid_diffusion
 from difffeat.workflows.checking import Parts, check_captions, check_images, measure_parity, promote
 from difffeat.workflows.staging import PARITY_FILE, install, staging_folder
 from difffeat.workflows.tables import dit_denoiser_table, dit_sweep_table, plaid_denoiser_table, plaid_sweep_table
@@ -32,6 +33,7 @@ FILES = {"model": MODEL_FILE, "latents": LATENTS_FILE, "denoiser": DENOISER_FILE
 CHECK_SAMPLES = 3
 
 DDIM_STEPS = 10
+MOST_STEPS = 1000
 
 Say = Callable[[str], None]
 
@@ -63,6 +65,10 @@ class ExportOptions:
             raise ConfigError(f"--noise-seed must lie in 0..2^63-1, got {self.noise_seed}")
         if self.ddim_steps < 1:
             raise ConfigError(f"ddim takes at least one step, got {self.ddim_steps}")
+        if self.ddim_steps > MOST_STEPS or len(self.timesteps) > MOST_STEPS or len(self.blocks) > MOST_STEPS:
+            raise ConfigError(
+                f"at most {MOST_STEPS} steps, timesteps or blocks, got {self.ddim_steps}, {len(self.timesteps)} and {len(self.blocks)}."
+            )
         if self.self_conditioning and not (self.kind.startswith("text") and self.noising in ("mean", "ddim")):
             raise ConfigError("--self-conditioning is Plaid's, with --noising mean or ddim.")
         if self.precision == "int8":
@@ -89,6 +95,7 @@ class ExportReport:
 def dit_recipe(weights: Any, vae: Any | None, options: ExportOptions) -> GraphRecipe:
     """The graph recipe of a DiT export. Raises ConfigError on blocks, timesteps or labels that the backbone lacks."""
     from difffeat.export.schedule import dit_noise_level
+    from difffeat.export.vae_weights import check_channels
 
     config = weights.config
     if vae is None and options.kind in ("image", "latents"):
@@ -98,9 +105,11 @@ def dit_recipe(weights: Any, vae: Any | None, options: ExportOptions) -> GraphRe
         raise ConfigError(f"label must lie in 0..{config.num_classes} ({config.num_classes} is the null label), got {label}")
     if options.kind == "sweep" and max(options.blocks) == 0:
         raise ConfigError("a sweep over block 0 alone has no modulation to sweep. Pass --blocks with a block of 1 or more.")
+    if vae is not None:
+        check_channels(vae.config, config.in_channels, "given")
     latents = options.kind == "latents"
     timesteps = () if latents else tuple(map(float, options.timesteps))
-    architecture: dict[str, Any] = {key: value for key, value in asdict(config).items() if key != "name"}
+    architecture: dict[str, Any] = config.architecture()
     digests = {} if latents else {"backbone": weights.digest}
     if vae is not None:
         architecture |= {"vae": dict(vae.config), "scaling_factor": vae.scaling_factor, "shift_factor": vae.shift_factor}
@@ -121,6 +130,7 @@ def dit_recipe(weights: Any, vae: Any | None, options: ExportOptions) -> GraphRe
         label=None if latents else label,
         precision=options.precision,
         options={"ddim_steps": options.ddim_steps} if options.noising == "ddim" and not latents else {},
+        diffusion=dit_diffusion(weights, vae),
     )
 
 
@@ -132,6 +142,8 @@ def plaid_recipe(weights: Any, tokenizer_digest: str, options: ExportOptions) ->
         raise ConfigError(f"text graphs pool with mean or max, got {options.pooling!r}.")
     if options.kind not in ("text", "text-sweep"):
         raise ConfigError(f"{options.kind} graphs are for images; Plaid has text and text-sweep (--graph sweep).")
+    if options.label is not None:
+        raise ConfigError("--label is a DiT's, and Plaid has no classes. Leave it out.")
     schedule = plaid_schedule(weights.tensors)
     return GraphRecipe(
         backbone=weights.config.name,
@@ -149,6 +161,7 @@ def plaid_recipe(weights: Any, tokenizer_digest: str, options: ExportOptions) ->
         precision=options.precision,
         options=({"ddim_steps": options.ddim_steps} if options.noising == "ddim" else {})
         | ({"self_conditioning": True} if options.self_conditioning else {}),
+        diffusion=plaid_diffusion(weights),
     )
 
 

@@ -17,6 +17,7 @@ from difffeat.errors import ConfigError
 from difffeat.recipe import GraphRecipe, format_timestep
 from difffeat.recognise import Thing, quoted, recognise
 from difffeat.runtime.manifest import MANIFEST
+from difffeat.workflows.assumptions import diffusion_lines
 from difffeat.workflows.describing import SHOWN, describe_store
 from difffeat.workflows.staging import PARITY_FILE
 
@@ -50,6 +51,7 @@ def _artifact(artifact: Artifact) -> dict[str, Any]:
     lines = [
         f"{artifact.path}: {recipe.kind} graph of {recipe.backbone} ({recipe.origin} weights), {recipe.precision}, {artifact.size / 1e6:.1f} MB",
         f"  blocks {', '.join(map(str, recipe.blocks)) or '-'}; noising {recipe.noising}; pooling {recipe.pooling}; label {recipe.label}",
+        *(f"  {line}" for line in diffusion_lines(recipe)),
         *(f"  t = {format_timestep(t)}: log-SNR {snr:+.2f}" for t, snr in zip(recipe.timesteps, recipe.log_snr, strict=True)),
         *(f"  in  {name}: {shapes[name]}" for name in inputs),
         *(f"  out {name}: {shapes[name]}" for name in outputs),
