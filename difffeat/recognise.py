@@ -93,7 +93,10 @@ def _folder(place: Path) -> Thing:
 def _folder_of(place: Path, entries: list[Path]) -> Thing:
     """A folder by what lies in it, and in the folders in it."""
     folders = [entry for entry in entries if entry.is_dir()]
-    for name, kind, words in (("model.onnx", "artifacts", "artifacts"), ("manifest.json", "stores", "feature stores")):
+    for name, kind, words in (
+        ("model.onnx", "artifacts", "artifacts"), ("manifest.json", "stores", "feature stores"), ("metrics.json", "results", "results"),
+        ("search.json", "results", "results"),
+    ):  # fmt: skip
         if held := [str(entry) for entry in folders if (entry / name).is_file() and entry.suffix not in (".partial", ".failed", ".replaced")]:
             return Thing(kind, f"is a folder of {words}", tuple(held))
     if (place / "features").is_dir() and (place / "artifacts").is_dir():
@@ -206,8 +209,8 @@ def not_an_artifact(path: str | os.PathLike[str]) -> str:
         return f"{said} Make an artifact of it first: difffeat export --model dit --weights {name} (or --model plaid), then give that."
     if thing.is_source:
         return (
-            f"{said} The artifact comes first, the source after it: difffeat extract ARTIFACT {name}. "
-            "An artifact is made with: difffeat export --model dit-digits"
+            f"{said} An artifact is made with: difffeat export --model dit-digits. What it is then given is written after it: "
+            f"difffeat extract ARTIFACT {name}"
         )
     if thing.inside:
         return said

@@ -7,7 +7,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,23 +87,38 @@ def make_plan(
     num_workers: int | None,
     workers: int = 1,
     seconds: float = 10.0,
+    progress: Callable[[Progress], None] = lambda _: None,
+    say: Callable[..., None] = lambda *_: None,
     **beside: Any,
 ) -> Plan:
-    """Extract a few samples, evenly spread, twice: to warm up, then for about `seconds`. The stores lie beside `out` while that lasts.
+    """Extract a few samples, evenly spread: one to see what it takes, some to warm up, then for about `seconds`. The stores lie beside `out` while
+    that lasts. Where one sample takes long, batches are smaller and fewer than asked, so that both together still end about then.
 
     **Arguments:** `workers` engines, each on a machine or GPU of its own; `beside` and errors as for `extract`.
     """
-    options: dict[str, Any] = {"run": run, "shard_size": shard_size, "num_workers": num_workers, "max_bad_fraction": 1.0, **beside}
+    options: dict[str, Any] = {"say": say, "run": run, "shard_size": shard_size, "num_workers": num_workers, "max_bad_fraction": 1.0, **beside}
     check_source(engine.recipe, source, batch_size, shard_size, 1.0)
     place = _existing(out)
     with _without_good_samples(source), tempfile.TemporaryDirectory(prefix=".difffeat-plan-", dir=place) as folder:
-        size = batch_size or stored_batch_size(out) or _probed(engine, source, run, options)
-        warm = extract(engine, _spread(source, WARM_BATCHES * size), Path(folder, "warm"), batch_size=size, **options)
-        wanted = max(LEAST_BATCHES * size, int(warm.rate * seconds) // size * size)
+        one = _seconds_of_one(engine, source, Path(folder), options)
+        fits = max(1, int(seconds / one) // 2)  # a batch to warm up and one to measure
+        asked = batch_size or stored_batch_size(out)
+        largest = min(options.get("largest_batch", LARGEST), fits)
+        size = min(asked, fits) if asked else _probed(engine, source, run, {**options, "largest_batch": largest})
+        if asked and size < asked:
+            say(f"a batch of {asked} would take about {asked * one:.0f} s: measuring in batches of {size}, to hold --seconds")
+        warming = min(WARM_BATCHES * size, max(1, int(seconds / one)))
+        say(f"one sample takes {one:.2g} s; warming up on {min(warming, len(source))} samples")
+        warm = extract(engine, _spread(source, warming), Path(folder, "warm"), batch_size=size, progress=progress, **options)
+        wanted = max(min(LEAST_BATCHES * size, max(1, int(seconds / one))), int(warm.rate * seconds) // size * size)
+        say(f"measuring on {min(wanted, len(source))} samples, about {min(wanted, len(source)) / warm.rate:.0f} s")
         ticks: list[tuple[float, int]] = []
-        measured = extract(
-            engine, _spread(source, wanted), Path(folder, "run"), batch_size=size, progress=lambda state: ticks.append(_tick(state)), **options
-        )
+
+        def show(state: Progress) -> None:
+            ticks.append(_tick(state))
+            progress(state)
+
+        measured = extract(engine, _spread(source, wanted), Path(folder, "run"), batch_size=size, progress=show, **options)
         row_bytes = Configuration.of(engine).row_bytes(run) + DIGEST_BYTES + 1
         disk = _disk_bytes(_Size.of(warm.path), _Size.of(measured.path), row_bytes, len(source))
     rate, low, high = _rates(ticks, measured)
@@ -129,6 +144,13 @@ def make_plan(
         workers=workers,
         workers_rate=min(workers * rate, 1 / written) if written else workers * rate,
     )
+
+
+def _seconds_of_one(engine: Engine, source: Source, folder: Path, options: dict[str, Any]) -> float:
+    """What one sample alone takes, from reading it to its features. The second of two: the first loads and compiles."""
+    extract(engine, _spread(source, 1), folder / "first", batch_size=1, **options)
+    stages = extract(engine, _spread(source, 1), folder / "second", batch_size=1, **options).stages
+    return max(sum(spent for stage, spent in stages.items() if stage != "write"), 1e-4)
 
 
 def _probed(engine: Engine, source: Source, run: RunRecipe, options: dict[str, Any]) -> int:

@@ -14,22 +14,21 @@ from typing import Any
 from difffeat.engines import Artifact, EngineOptions
 from difffeat.errors import ConfigError
 from difffeat.recipe import RunRecipe, format_timestep
-from difffeat.recognise import not_a_source, quoted, recognise
+from difffeat.recognise import quoted
 from difffeat.runtime.batch_size import LARGEST
 from difffeat.runtime.configuration import recorded_plans
 from difffeat.runtime.extract import MAX_BAD_FRACTION, extract
 from difffeat.runtime.feeding import Opening
-from difffeat.runtime.files import LOCK, TEMPORARY
-from difffeat.runtime.manifest import MANIFEST
 from difffeat.runtime.matching import Mode
 from difffeat.runtime.origin import Origin
 from difffeat.runtime.progress import Progress, Summary
-from difffeat.runtime.remote import is_url
 from difffeat.runtime.sources import open_source
 from difffeat.runtime.sources_options import SourceOptions
 from difffeat.runtime.summary import summary_dict, summary_text
 from difffeat.runtime.understood import say_understood
 from difffeat.workflows.assumptions import diffusion_lines
+from difffeat.workflows.arguments import check_arguments, check_images_are_there, check_model, check_store_place
+from difffeat.workflows.loading import DIGITS, PUBLISHED_DIT
 from difffeat.workflows.staging import check_place
 
 ARTIFACTS = Path("artifacts")
@@ -117,64 +116,9 @@ def _check_idle_options(model: str, *, vae: str | None, tokenizer: str | None, h
             raise ConfigError(f"{option} means nothing for --model {model}. Leave it out, or correct --model.")
 
 
-def check_model(model: str, weights: str | None) -> None:
-    """Raises ConfigError where `--model` is given a place instead of a name, and where `--weights` is something that the program itself has made."""
-    is_place = "/" in model or model.endswith((".pt", ".pth", ".safetensors", ".bin", ".ckpt", ".onnx"))
-    if is_place or (recognise(model).kind != "nothing" and not model.startswith(("dit", "plaid"))):
-        raise ConfigError(
-            f"--model takes the name of a network (dit, plaid, dit-digits, plaid-digits, dit-b-4-256 ...), and {model} is a place. Type: difffeat "
-            f"export --model dit --weights {quoted(weights or model)}"
-        )
-    thing = recognise(weights) if weights not in (None, "random") else None
-    if thing is not None and thing.kind in ("artifact", "store", "latent cache", "images", "image", "plan", "graph", "probe", "results", "table"):
-        hint = f" It can be used as it is: difffeat extract {quoted(str(weights))} SOURCE" if thing.kind == "artifact" else ""
-        raise ConfigError(f"--weights {weights} {thing.words}, and weights are a checkpoint: a file, a folder, or a hub id.{hint}")
-
-
-def check_arguments(verb: str, artifact: Path | None, source: str | None) -> None:
-    """Raises ConfigError where ARTIFACT and SOURCE are the wrong way round, and where a source is something else that is known."""
-    if source is None or is_url(source):
-        return
-    if artifact is not None and recognise(source).kind == "artifact" and (given := recognise(artifact)).kind != "artifact":
-        raise ConfigError(
-            f"the artifact comes first, then the source: {source} is an artifact, and {artifact} {given.words}. "
-            f"Type: difffeat {verb} {quoted(source)} {quoted(artifact)}"
-        )
-    if artifact is not None and recognise(artifact).kind != "artifact":
-        return  # which opening it says
-    if (why := not_a_source(source)) is not None:
-        raise ConfigError(why)
-
-
-def check_store_place(out: Path, source: str) -> None:
-    """Raises ConfigError, before any work, where a store cannot lie at `out`, or would lie among the files of its own source."""
-    thing, place = recognise(out), out.expanduser().resolve()
-    if thing.kind not in ("nothing", "empty", "store", "latent cache", "unreadable") and not (place / MANIFEST).is_file():
-        held = any(not path.name.endswith(TEMPORARY) and path.name != LOCK for path in place.iterdir()) if place.is_dir() else True
-        if held:
-            raise ConfigError(f"-o {out} {thing.words}; a feature store needs a folder of its own. Choose another -o, for example features/NAME.")
-    for folder in place.parents:
-        if folder.exists() and not folder.is_dir():
-            raise ConfigError(f"{folder}, where -o {out} would lie, is a file. Choose another -o.")
-        if recognise_store(folder):
-            raise ConfigError(f"-o {out} lies within {folder}, which has files of its own. Choose another -o.")
-    if is_url(source) or not (read := Path(source).expanduser()).is_dir():
-        return
-    if place == read.resolve() or (read.resolve() in place.parents and recognise(read).kind == "images"):
-        raise ConfigError(f"-o {out} lies in {source}, the folder that is read: its files would be taken for samples. Choose another -o.")
-
-
-def recognise_store(folder: Path) -> bool:
-    """Whether a folder is a store or an artifact."""
-    return ((folder / MANIFEST).is_file() and (folder / "shards").is_dir()) or (
-        (folder / "model.onnx").is_file() and (folder / "recipe.json").is_file()
-    )
-
-
 def _weights_place(model: str, weights: str | None) -> str:
     """Where weights are looked for, in words; a folder of this disk that has a hub id's name is told from the hub."""
     from difffeat.export.hub import place_words
-    from difffeat.workflows.loading import DIGITS, PUBLISHED_DIT
 
     if weights == "random":
         return "random numbers"
@@ -290,6 +234,7 @@ def run_extract(
     out = output or default_store(source, opened)
     check_store_place(out, source)
     listed = open_source(source, source_options)
+    check_images_are_there(listed, source, source_options, takes_images=not opened.recipe.takes_text)
     options = options if overwrite else replace(options, plans=recorded_plans(out))
     opening = Opening(artifact=opened.path, engine=engine, device=device, threads=threads, options=options, latent_cache=latents)
     how: dict[str, Any] = {

@@ -33,11 +33,11 @@ def run_inspect(path: Path) -> dict[str, Any]:
     if (path / MANIFEST).is_file():
         return describe_store(path)
     thing = recognise(path)
-    raise ConfigError(f"{path} {thing.words}: neither an artifact (no {MODEL_FILE}), nor a plan, nor a feature store (no {MANIFEST}){_held(thing)}.")
+    raise ConfigError(f"{path} {thing.words}: neither an artifact (no {MODEL_FILE}), nor a plan, nor a feature store (no {MANIFEST}).{_held(thing)}")
 
 
 def _held(thing: Thing) -> str:
-    return f". Is it one of {', '.join(map(quoted, thing.inside[:SHOWN]))}?" if thing.inside else ""
+    return f" Is it one of {', '.join(map(quoted, thing.inside[:SHOWN]))}?" if thing.inside else ""
 
 
 def _artifact(artifact: Artifact) -> dict[str, Any]:

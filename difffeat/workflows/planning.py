@@ -17,7 +17,8 @@ from difffeat.runtime.plan import HIGH, LOW, Plan, make_plan
 from difffeat.runtime.sources import open_source
 from difffeat.runtime.sources_options import SourceOptions
 from difffeat.runtime.understood import say_understood
-from difffeat.workflows.commands import check_arguments, default_store
+from difffeat.workflows.arguments import check_arguments
+from difffeat.workflows.commands import default_store, progress_line
 
 
 def run_plan(
@@ -50,7 +51,7 @@ def run_plan(
         say(f"measuring on {source}, engine {engine.name} on {engine.device}")
         plan = make_plan(
             engine, listed, out, run=run, batch_size=batch_size, largest_batch=largest_batch, shard_size=shard_size, num_workers=num_workers,
-            workers=workers, seconds=seconds, say=say, **beside,
+            workers=workers, seconds=seconds, progress=progress_line(say), say=say, **beside,
         )  # fmt: skip
         where = f"{engine.name} ({engine.precision}) on {engine.device}"
     return {

@@ -25,7 +25,7 @@ from difffeat.runtime.samples import Sample
 from difffeat.runtime.sources import open_source
 from difffeat.runtime.sources_options import SourceOptions
 from difffeat.runtime.understood import say_understood
-from difffeat.workflows.commands import check_arguments
+from difffeat.workflows.arguments import check_arguments
 from difffeat.workflows.staging import PARITY_FILE, check_place, install, staging_folder
 from difffeat.workflows.verifying import PER_SAMPLE, features_of, open_running, spread
 

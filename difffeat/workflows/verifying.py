@@ -24,6 +24,7 @@ from difffeat.runtime.samples import Sample
 from difffeat.runtime.sources import open_source
 from difffeat.runtime.sources_options import SourceOptions
 from difffeat.runtime.understood import say_understood
+from difffeat.workflows.arguments import check_arguments
 from difffeat.workflows.checking import Parts, promote, standardised
 from difffeat.workflows.checking import exact as exact_form
 from difffeat.workflows.staging import PARITY_FILE, REPORT_FILE, replace_folder, staging_folder
@@ -89,6 +90,7 @@ def run_verify(
     Raises ParityError beyond the limit (after promotion, where it was asked for), ConfigError, SourceError, EngineError.
     """
     _require_counts(samples, batches)
+    check_arguments("verify", path, source)
     artifact = Artifact.open(path)
     exact = find_reference(artifact, reference)
     judge, note = choose_judge(artifact, engine, device)

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from difffeat.engines import EngineOptions
@@ -95,7 +96,7 @@ def test_a_full_disk_is_warned_of_and_everything_is_told(source: Path, tmp_path:
     (tmp_path / "few").mkdir()
     opening = Opening(artifact=exported("image").path, threads=1, options=EngineOptions())
     options: dict[str, Any] = {"batch_size": 4, "shard_size": 100, "num_workers": 1, "seconds": 0.2, "source_options": SourceOptions()}
-    result = run_plan(opening, str(source), tmp_path / "out", run=RunRecipe(), workers=3, say=lambda _: None, **options)
+    result = run_plan(opening, str(source), tmp_path / "out", run=RunRecipe(), workers=3, say=lambda *_, **__: None, **options)
     assert not result["fits"]
     for words in ("WARNING: the disk lacks", "one worker: ", "3 workers: ", "peak memory ", "engine builds: none needed", "measured on "):
         assert words in result["text"]
@@ -104,3 +105,21 @@ def test_a_full_disk_is_warned_of_and_everything_is_told(source: Path, tmp_path:
         run_plan(opening, str(source), None, run=RunRecipe(), workers=0, say=lambda _: None, **{**options, "seconds": 1.0})
     with pytest.raises(ConfigError, match="--seconds above 0, got 1 and nan"):
         run_plan(opening, str(source), None, run=RunRecipe(), workers=1, say=lambda _: None, **{**options, "seconds": float("nan")})
+
+
+def test_slow_samples_are_measured_in_smaller_batches_and_fewer(source: Path, tmp_path: Path) -> None:
+    """A batch of 32 takes six times as long as was asked for; that batches are smaller is said."""
+    rows: list[int] = []
+    said: list[str] = []
+
+    class Slow(FakeEngine):
+        def run(self, feeds: Any) -> dict[str, np.ndarray]:
+            rows.append(len(feeds["pixels"]))
+            time.sleep(0.02 * rows[-1])
+            return super().run(feeds)
+
+    settings: dict[str, Any] = {"run": RunRecipe(), "batch_size": 32, "shard_size": 8, "num_workers": 1, "seconds": 0.1}
+    plan = make_plan(Slow(), open_source(source), tmp_path / "out", say=lambda line, **_: said.append(line), **settings)
+    assert plan.batch_size <= 2
+    assert sum(rows) <= 30, "two samples alone, a batch to warm up, a batch or some to measure; not six batches of 32"
+    assert any("to hold --seconds" in line for line in said)
