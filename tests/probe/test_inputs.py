@@ -98,7 +98,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "infinity": (lambda: np.where(np.isnan(HOLE), np.inf, HOLE), "the features of row 4 hold NaN or infinity"),
     "sparse NaN": (lambda: sparse.csr_matrix(HOLE), "the features of row 4 hold NaN or infinity"),
     "a hole in a data frame": (lambda: pandas().DataFrame(HOLE).convert_dtypes(), "the features of row 4 hold NaN or infinity"),
-    "None among objects": (lambda: np.where(np.isnan(HOLE), None, X.astype(object)), "the features of row 4 hold NaN or infinity"),
+    "None among objects": (lambda: [[None if v != v else v for v in row] for row in HOLE.tolist()], "the features of row 4 hold NaN or infinity"),
     "masked": (lambda: np.ma.array(X, mask=np.isnan(HOLE)), "1 values of the features are masked"),
     "one dimension": (lambda: X[:, 0], "Expected 2D array, got 1D array"),
     "a series": (lambda: pandas().Series(X[:, 0]), "Expected a 2-dimensional container"),
@@ -165,7 +165,7 @@ def test_single_labels_of_any_kind_are_answered_in_kind(form: str) -> None:
     make, classes = SINGLE[form]
     given = make()
     probe = RidgeProbe(alphas=[0.1]).fit(X, given)
-    assert probe.classes_.tolist() == classes
+    assert list(probe.classes_) == classes
     expected = RidgeProbe(alphas=[0.1]).fit(X, Y)
     assert probe.predict(X).tolist() == np.array(classes)[expected.predict(X)].tolist()
     assert probe.score(X, given) == expected.score(X, Y)
@@ -205,7 +205,7 @@ NO_LABELS: dict[str, tuple[Callable[[], Any], str]] = {
     "objects of two kinds": (lambda: np.array(["a", 1] * 30, object), "labels mix int, str"),
     "fields": (lambda: np.zeros(60, [("a", int)]), "labels have the fields a"),
     "too few": (lambda: Y[:-1], "60 rows of features but 59 of labels"),
-    "none": (lambda: [], r"0 sample\(s\)"),
+    "none": (list, r"0 sample\(s\)"),
     "a mapping": (lambda: {0: 1}, "labels must be a list or an array, got dict"),
     "sets": (lambda: [{"a"}, {"b"}] * 30, "MultiLabelBinarizer"),
     "lists of several lengths": (lambda: [["a"], ["a", "b"]] * 30, "MultiLabelBinarizer"),
@@ -238,7 +238,7 @@ def test_a_class_number_is_never_taken_for_a_number_of_classes() -> None:
         RidgeProbe(alphas=[1.0]).fit(X, numbers, classes=("a", "b", "c"))
     with pytest.raises(ProbeError, match="label 1000000000 of 60 samples is no class number counted from 0"):
         one_hot(numbers)
-    with pytest.raises(ProbeError, match="200000 classes for 200000 samples are too many to tell apart. Are these ids"):
+    with pytest.raises(ProbeError, match="200000 classes for 200000 samples are too many to tell apart"):
         read_labels(np.arange(200_000) * 7)
 
 
