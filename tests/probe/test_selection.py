@@ -126,8 +126,9 @@ def test_a_choice_at_either_edge_is_said_unless_its_neighbour_is_as_good(make_pr
     with pytest.warns(ProbeWarning, match=r"alpha 1e-08 was chosen at the lower edge of 1e-08\.\.1e-06, and it is better than 1e-06: smaller"):
         edge = RidgeProbe(alphas=[1e-8, 1e-6], standardize=False).fit(mixed[:200], y[:200], classes=["a"], validation=(mixed[200:], y[200:]))
     assert any("alpha" in note for note in edge.notes_)
-    few = rng.normal(size=(400, 12))
-    noisy = (few @ rng.normal(size=(12, 4)) + 3 * rng.normal(size=(400, 4)) > 1.5).astype(int)
+    rng = np.random.default_rng(4)
+    few = rng.normal(size=(600, 12))
+    noisy = (few @ rng.normal(size=(12, 4)) + 3 * rng.normal(size=(600, 4)) > 1.5).astype(int)
     with pytest.warns(ProbeWarning, match=r"alpha 0\.1 was chosen at the upper edge of 0\.001\.\.0\.1, and it is better than 0\.01: larger"):
         RidgeProbe(alphas=[0.1, 0.001, 0.01]).fit(few[:14], noisy[:14], validation=(few[14:], noisy[14:]))
     with pytest.warns(ProbeWarning, match=r"lr 0\.001 was chosen at the upper edge of 0\.0001\.\.0\.001"):
