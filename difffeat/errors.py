@@ -41,8 +41,6 @@ One class for each failure that a caller can act on; the message says what happe
     ├── OutputError                   4  the system refused a file outside a store, or standard output (full, failing, read-only; also an OSError)
     └── ProbeError                       labels or features that cannot be scored or fitted (also a ValueError)
 
-    ProbeWarning                      a fit that ended too soon, or a choice at the edge of its grid (a UserWarning)
-
 Exit codes of the commands: 0 fine, 3 finished with quarantined samples, the rest as drawn above (1 where nothing is drawn).
 """
 

@@ -19,7 +19,7 @@ from sklearn.exceptions import NotFittedError
 from difffeat.errors import ConfigError, NotYetAvailable, ProbeError, ProbeWarning
 from difffeat.probe.data import FeatureMatrix, matrix_shape, row_chunks, row_count
 from difffeat.probe.inputs import FeatureTypeError, SparseRows, is_read_in_pieces, is_sparse, plain
-from difffeat.probe.labels import BINARY, MULTICLASS, MULTILABEL, Labels, read_labels, read_more
+from difffeat.probe.labels import BINARY, MULTICLASS, MULTILABEL, Labels, read_labels, read_more, single_values
 from difffeat.probe.optim import sigmoid, simplex, softmax
 from difffeat.probe.output import replace_bytes
 from difffeat.probe.selection import Examples, check_validation
@@ -103,6 +103,21 @@ class Probe(ClassifierMixin, BaseEstimator):
         if self.target_ == BINARY:
             return np.asarray(self.classes_)[(chances[:, 1] > threshold).astype(int)]
         return chances.argmax(axis=1) if self.link == "softmax" else (chances > threshold).astype(self._label_dtype)
+
+    def score(self, x: Any, y: Any, sample_weight: Any = None) -> float:
+        """Share of samples that are right: of multi-label those with every known label right (scikit-learn's subset accuracy)."""
+        predicted = self.predict(x)
+        if self.target_ != MULTILABEL:
+            right = predicted == single_values(y)
+        else:
+            truth = read_more(y, MULTILABEL, self.classes_)
+            if predicted.ndim == 1:
+                predicted = np.arange(len(self.classes_)) == predicted[:, None]
+            wrong = predicted.astype(bool) != truth.positive if len(truth) == len(predicted) else np.zeros(0)
+            right = ~(wrong if truth.known is None else wrong & truth.known).any(axis=-1)
+        if np.shape(right) != (len(predicted),):
+            raise ProbeError(f"there are {len(predicted)} rows of features but another number of labels")
+        return float(np.average(right, weights=sample_weight))
 
     def probabilities(self, scores: np.ndarray) -> np.ndarray:
         """What `decision_function` gave, as probabilities [n, C]."""

@@ -77,6 +77,8 @@ def numbers(piece: Any, name: str = "features") -> np.ndarray:
     if kind in "fiu":
         return np.asarray(array, np.float64)
     try:
+        if kind in "mM":
+            raise TypeError("times are no numbers: give seconds or days since some date")
         return array.astype(np.float64 if kind == "O" else np.float32)
     except (TypeError, ValueError) as error:
         raise FeatureTypeError(f"{name} must be numbers, got {array.dtype}: {error}") from None

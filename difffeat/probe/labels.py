@@ -59,7 +59,8 @@ def read_labels(y: Any, classes: Sequence[str] | None = None, *, owner: str = "a
     if array.ndim == 1:
         return _single(array)
     positive, known = split_unknown(array)
-    return Labels(positive, known, MULTILABEL, tuple(str(c) for c in range(positive.shape[1])), array.dtype)
+    names = tuple(str(c) for c in range(positive.shape[1]))
+    return Labels(positive, known, MULTILABEL, names, array.dtype if array.dtype.kind in "biuf" else np.uint8)
 
 
 def read_more(y: Any, target: str, classes: tuple[str, ...] | np.ndarray) -> Labels:
@@ -69,11 +70,17 @@ def read_more(y: Any, target: str, classes: tuple[str, ...] | np.ndarray) -> Lab
     array = _as_array(y)
     if target == MULTILABEL:
         return _named(array, tuple(str(name) for name in classes))
-    values = _checked_values(array.ravel() if array.ndim == 2 and array.shape[1] == 1 else array)
+    values = single_values(array)
     places = np.searchsorted(classes, values) if values.dtype.kind == np.asarray(classes).dtype.kind or values.dtype.kind in "biuf" else None
     if places is None or (np.asarray(classes)[np.minimum(places, len(classes) - 1)] != values).any():
         raise ProbeError(f"the validation rows have classes that the training rows lack; those have {_some(np.asarray(classes))}")
     return Labels(_columns(places, len(classes)), None, target, classes)
+
+
+def single_values(y: Any) -> np.ndarray:
+    """Single labels [n] of bool, int, float or text, whatever held them. Raises ProbeError on anything else, and for missing values."""
+    array = _as_array(y)
+    return _checked_values(array.ravel() if array.ndim == 2 and array.shape[1] == 1 else array)
 
 
 def class_names(classes: Any) -> tuple[str, ...]:
@@ -101,6 +108,8 @@ def split_unknown(labels: Any, name: str = "labels") -> tuple[np.ndarray, np.nda
     if array.ndim != 2 or array.dtype.kind not in "if" or not (array == -1).any():
         return as_multi_hot(array, name), None
     known = array != -1
+    if not known.any():
+        raise ProbeError(f"all {name} are -1, unknown: nothing can be learned")
     if not (array == 0).any():
         raise ProbeError(f"{name} hold -1 and 1 but no 0. Here -1 means unknown, not absent: pass labels > 0 if it means absent.")
     return as_multi_hot(np.where(known, array, 0), name), known

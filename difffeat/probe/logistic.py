@@ -102,8 +102,8 @@ class LogisticProbe(Probe):
         iterations, unfinished = np.ones(len(cs), int), np.zeros(len(cs), int)
         jobs = [(slice(None), held, labels.positive.argmax(axis=1))] if labels.target == MULTICLASS else _columns(held, labels)
         for columns, features, truth in jobs:
-            if isinstance(columns, int) and truth.all() == truth.any():
-                present = int(truth.sum())
+            present = int(truth.sum())
+            if isinstance(columns, int) and present in (0, len(truth)):
                 bias[:, columns] = math.log((present + 0.5) / (len(truth) - present + 0.5))
                 continue
             for place, (coefficients, intercept, count, cut) in enumerate(self._path(features, truth, cs)):

@@ -24,8 +24,11 @@ ALPHAS: tuple[float, ...] = tuple(10.0 ** (k / 2) for k in range(-16, 7))
 LABEL_BYTES = 64 * 2**20
 """Centred labels of about this many bytes are in memory at once."""
 
-SCORE_BYTES = 128 * 2**20
+SCORE_BYTES = 64 * 2**20
 """Scores of about this many bytes, or those of one alpha, are in memory at once while alphas are compared."""
+
+PIECE_BYTES = 16 * 2**20
+"""Scores are computed so many bytes at a time."""
 
 
 class RidgeSolutions:
@@ -49,9 +52,12 @@ class RidgeSolutions:
         bias = np.stack([part[1] for part in parts]).astype(np.float32)
         n_columns = bias.shape[1]
         result = np.empty((len(alphas), row_count(x, rows), n_columns), np.float32)
+        size = max(1, PIECE_BYTES // (4 * max(weights.shape)))
         for start, chunk in row_chunks(x, rows):
-            scores = (self.standardizer.transform(chunk) @ weights).reshape(len(chunk), len(alphas), n_columns)
-            result[:, start : start + len(chunk)] = np.moveaxis(scores, 1, 0) + bias[:, None]
+            for first in range(0, len(chunk), size):
+                piece = self.standardizer.transform(chunk[first : first + size])
+                scores = (piece @ weights).reshape(len(piece), len(alphas), n_columns) + bias
+                result[:, start + first : start + first + len(piece)] = np.moveaxis(scores, 1, 0)
         return result
 
     def choose(self, x: FeatureMatrix, y: Any, alphas: Sequence[float] = ALPHAS, rows: np.ndarray | None = None) -> tuple[float, list[float]]:

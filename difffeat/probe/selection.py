@@ -106,13 +106,17 @@ def column_ap(positive: np.ndarray, scores: np.ndarray, known: np.ndarray | None
         truth, ranked = positive[:, c], scores[:, c]
         if known is not None:
             truth, ranked = truth[known[:, c]], ranked[known[:, c]]
-        if not truth.any():
-            continue
-        order = np.argsort(-ranked)
-        ends = np.append(np.flatnonzero(np.diff(ranked[order])), len(order) - 1)
-        found = np.cumsum(truth[order])[ends]
-        values[c] = (np.diff(found, prepend=0) * (found / (ends + 1))).sum() / found[-1]
+        if truth.any():
+            values[c] = _ap(truth, np.ascontiguousarray(ranked))
     return values
+
+
+def _ap(truth: np.ndarray, ranked: np.ndarray) -> float:
+    """AP of one column: only the scores that some positive has are sorted, and the others counted between them."""
+    levels, own = np.unique(ranked[truth], return_counts=True)
+    at = np.bincount(np.searchsorted(levels, ranked, side="right"), minlength=len(levels) + 1)[1:]
+    above, found = np.cumsum(at[::-1])[::-1], np.cumsum(own[::-1])[::-1]
+    return float((own * (found / above)).sum() / own.sum())
 
 
 def edge_note(name: str, grid: Sequence[float], place: int, judged: Judged) -> list[str]:

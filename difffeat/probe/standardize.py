@@ -31,7 +31,8 @@ class Standardizer:
         if not np.isfinite(deviation).all():
             raise ProbeError("features of 1e150 and more cannot be standardised: divide them by a constant first")
         share, least = _CONSTANT[kind.itemsize]
-        # Below `least`, 1 / scale leaves the type.
+        if ((deviation > share * np.abs(mean)) & (deviation <= least)).any():
+            kind, least = np.dtype(np.float64), _CONSTANT[8][1]  # 1 / scale leaves float32
         constant = deviation <= np.maximum(share * np.abs(mean), least)
         return cls(mean.astype(kind), np.where(constant, 1.0, deviation).astype(kind))
 
