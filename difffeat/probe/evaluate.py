@@ -34,12 +34,13 @@ SCHEMA = "difffeat-metrics/1"
 
 @dataclass(frozen=True)
 class Probed:
-    """A fitted probe, its scores on the split it is reported on, and the numbers as plain JSON types."""
+    """A fitted probe, its scores on the split it is reported on, the numbers as plain JSON types, and the sample ids of each split."""
 
     probe: Probe
     labels: np.ndarray
     scores: np.ndarray
     result: dict[str, Any] = field(default_factory=dict)
+    ids: dict[str, list[str]] = field(default_factory=dict)
 
 
 def probe_store(
@@ -60,7 +61,8 @@ def probe_store(
 ) -> Probed:
     """Fit one probe on a tap's training rows and score it on `report_on`.
 
-    **Arguments:** stores, `fractions`, `allow_mixed`, `allow_shared` and `splits` as in `make_parts`; `method` and `settings` as in `make_probe`; `seed` of splits, training and bootstrap.
+    **Arguments:** stores, `fractions`, `allow_mixed`, `allow_shared` and `splits` as in `make_parts`; `method` and `settings` as in `make_probe`;
+    `seed` of splits, training and bootstrap.
     Ridge chooses alpha on validation; the others select nothing.
     """
     if report_on not in SPLITS:
@@ -96,7 +98,7 @@ def probe_store(
     }
     if isinstance(probe, RidgeProbe):
         result["alpha"] = probe.alpha_
-    return Probed(probe, part.labels, scores, result)
+    return Probed(probe, part.labels, scores, result, {name: value.ids for name, value in parts.items()})
 
 
 def _fit(parts: Mapping[str, Part], tap: str, method: str, settings: dict[str, Any], seed: int) -> tuple[Probe, str]:

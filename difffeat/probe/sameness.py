@@ -71,7 +71,8 @@ def require_modalities(image_store: Any, text_store: Any) -> None:
     names = _name_of(image_store, "the image store"), _name_of(text_store, "the text store")
     if kinds == ("text", "image"):
         raise ProbeError(
-            f"the stores are the wrong way round: {names[0]} holds features of captions and {names[1]} features of images. Give the image store first."
+            f"the stores are the wrong way round: {names[0]} holds features of captions and {names[1]} features of images. "
+            "Give the image store first."
         )
     if kinds[0] == "text":
         raise ProbeError(f"{names[0]} was given as the image store, but it holds features of captions, as {names[1]} does. Give features of images.")
@@ -124,9 +125,9 @@ def require_apart(
 ) -> list[str]:
     """Raises ProbeError when samples of one split stand in the other as well: what was trained or chosen on them would be scored on them.
 
-    The same image is one of the same bytes, whatever its id: data sets are cut from one another under other names. The same caption is one of the same
-    id and tokens, because two images may have the same words. With `allow_shared` it is not refused. Returns sentences on what is shared and allowed,
-    and on what may be shared and cannot be known.
+    The same image is one of the same bytes, whatever its id: data sets are cut from one another under other names. The same caption is one of the
+    same id and tokens, because two images may have the same words. With `allow_shared` it is not refused. Returns sentences on what is shared and
+    allowed, and on what may be shared and cannot be known.
     """
     mine, theirs = _digests(first, first_rows), _digests(second, second_rows)
     first_ids, second_ids = ([store.ids[row] for row in rows.tolist()] for store, rows in ((first, first_rows), (second, second_rows)))

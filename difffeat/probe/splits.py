@@ -5,10 +5,10 @@ The side of a sample is a function of its id and the seed alone: SHA-256 of both
 store grows, and in whichever order two stores list them; and the rows of validation are the same with a test store of its own and without.
 
 The price is that sizes vary as coin tosses do (15 % of 1 000 rows are 150 give or take 11). Sorting within strata would give exact shares, but every
-row that is added or dropped would move others across the cuts, and a tap that was chosen on a row would then be tested on it. Two repairs remain, both
-of the rows that need them alone and counted: a class with at least one positive for each part has one in each where that takes it from no other class,
-and no part is empty. They look at all rows of the store (of a pair, at those of the image store, or of the one that has labels), not at those that a
-join leaves, so that they too are the same in every verb on that store.
+row that is added or dropped would move others across the cuts, and a tap that was chosen on a row would then be tested on it. Two repairs remain,
+both of the rows that need them alone and counted: a class with at least one positive for each part has one in each, where that takes it from no other
+class, and no part is empty. They look at all rows of the store (of a pair, at those of the image store, or of the one that has labels), not at those
+that a join leaves, so that they too are the same in every verb on that store.
 
 Rows of the same image (the same bytes; in a text store, captions of the same image) are one sample under several ids: they go to one side together,
 by the first of their ids. The same image encoded anew cannot be told from another one.
