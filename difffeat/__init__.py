@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from difffeat.engines import Artifact, open_engine
-    from difffeat.probe.fusion import FusionProbe
+    from difffeat.probe.factory import load_probe
+    from difffeat.probe.fusion import FusionProbe, PairedFeatures
     from difffeat.probe.linear import LinearProbe
+    from difffeat.probe.logistic import LogisticProbe
     from difffeat.probe.ridge import RidgeProbe
     from difffeat.recipe import GraphRecipe, Recipe, RunRecipe
     from difffeat.runtime.extract import extract
@@ -28,12 +30,15 @@ __all__ = [
     "FusionProbe",
     "GraphRecipe",
     "LinearProbe",
+    "LogisticProbe",
+    "PairedFeatures",
     "Recipe",
     "RidgeProbe",
     "RunRecipe",
     "SourceOptions",
     "Store",
     "extract",
+    "load_probe",
     "open_engine",
     "open_source",
 ]
@@ -44,12 +49,15 @@ _HOMES = {
     "FusionProbe": "difffeat.probe.fusion",
     "GraphRecipe": "difffeat.recipe",
     "LinearProbe": "difffeat.probe.linear",
+    "LogisticProbe": "difffeat.probe.logistic",
+    "PairedFeatures": "difffeat.probe.fusion",
     "Recipe": "difffeat.recipe",
     "RidgeProbe": "difffeat.probe.ridge",
     "RunRecipe": "difffeat.recipe",
     "SourceOptions": "difffeat.runtime.sources_options",
     "Store": "difffeat.runtime.store",
     "extract": "difffeat.runtime.extract",
+    "load_probe": "difffeat.probe.factory",
     "open_engine": "difffeat.engines",
     "open_source": "difffeat.runtime.sources",
 }

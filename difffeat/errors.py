@@ -39,7 +39,9 @@ One class for each failure that a caller can act on; the message says what happe
     ├── Interrupted                   4  stopped by the user; resumable
     ├── ClusterError                  4  workers of a cluster die, differ or cannot be had; resumable
     ├── OutputError                   4  the system refused a file outside a store, or standard output (full, failing, read-only; also an OSError)
-    └── ProbeError                       labels or features that cannot be scored or fitted
+    └── ProbeError                       labels or features that cannot be scored or fitted (also a ValueError)
+
+    ProbeWarning                      a fit that ended too soon, or a choice at the edge of its grid (a UserWarning)
 
 Exit codes of the commands: 0 fine, 3 finished with quarantined samples, the rest as drawn above (1 where nothing is drawn).
 """
@@ -237,5 +239,9 @@ class OutputError(DifffeatError, OSError):
     exit_code = 4
 
 
-class ProbeError(DifffeatError):
+class ProbeError(DifffeatError, ValueError):
     """Labels or features that cannot be scored or fitted."""
+
+
+class ProbeWarning(UserWarning):
+    """A fit gave a result that may be taken for more than it is: the loss is still falling, or a choice lies at the edge of its grid."""

@@ -15,7 +15,7 @@ from tests.runtime.fake import folder_of_images
 
 ROOT = Path(difffeat.__file__).parent
 HEAVY = ("torch", "onnx", "onnxruntime", "onnxscript", "diffusers", "transformers", "tensorrt", "sklearn", "scipy", "matplotlib", "PIL", "pyarrow")
-LAYERS = (("errors", "recipe"), ("export",), ("engines",), ("runtime",), ("probe",), ("workflows", "benchmarks"), ("cli",))
+LAYERS = (("errors", "recipe"), ("export",), ("engines",), ("runtime",), ("probe",), ("workflows", "benchmarks"), ("cli", "__main__"))
 FORBIDDEN = {("runtime", "export"), ("probe", "engines"), ("probe", "export")}
 """Pairs that the order of the layers would allow, and the design does not."""
 

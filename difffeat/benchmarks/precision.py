@@ -16,6 +16,8 @@ from difffeat.benchmarks.timing import machine
 from difffeat.engines import Artifact
 from difffeat.engines.parity import statistics
 from difffeat.probe.metrics import mean_average_precision
+from difffeat.probe.output import replace_bytes
+from difffeat.probe.provenance import provenance
 from difffeat.probe.ridge import RidgeProbe
 from difffeat.recipe import RunRecipe
 from difffeat.runtime.samples import Sample
@@ -91,8 +93,8 @@ def run_precision(
         "text": "\n".join(_lines(costs, train, test)),
     }
     if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps({key: value for key, value in result.items() if key != "text"}, indent=2) + "\n")
+        numbers = {key: value for key, value in result.items() if key != "text"}
+        replace_bytes(output, (json.dumps({**numbers, "provenance": provenance()}, indent=2) + "\n").encode())
     return result
 
 

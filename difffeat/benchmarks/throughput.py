@@ -24,6 +24,8 @@ from difffeat.engines.int8 import quantisable, quantise_graph
 from difffeat.engines.parity import compare as against
 from difffeat.engines.torch_precision import exact_products
 from difffeat.errors import ConfigError, EngineError, MissingExtra
+from difffeat.probe.output import replace_bytes
+from difffeat.probe.provenance import provenance
 from difffeat.recipe import format_timestep
 from difffeat.workflows.exporting import ExportOptions, export_dit, export_plaid
 from difffeat.workflows.loading import Backbone, load_backbone
@@ -84,9 +86,9 @@ def run_throughput(
 
 
 def write_result(result: Mapping[str, Any], output: Path) -> None:
-    """JSON, and a chart beside it."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps({k: v for k, v in result.items() if k != "text"}, indent=2) + "\n")
+    """JSON with the command and the version, and a chart beside it. Raises OutputError when the system refuses the file."""
+    numbers = {key: value for key, value in result.items() if key != "text"}
+    replace_bytes(output, (json.dumps({**numbers, "provenance": provenance()}, indent=2) + "\n").encode())
     chart(result, output.with_suffix(".png"))
 
 

@@ -162,3 +162,25 @@ def bench_precision(
 
     result = run_precision(train=train, test=test, precisions=names(precisions), models=names(models), output=output, say=say(as_json))
     emit(result, as_json)
+
+
+@app.command("intervals")
+def bench_intervals(
+    settings: Annotated[str | None, typer.Option(help="Names of settings, separated by commas; default: all.")] = None,
+    simulations: Annotated[int, typer.Option(help="Simulated test sets of each setting.")] = 400,
+    resamples: Annotated[int, typer.Option(help="Resamples of each interval.")] = 300,
+    truth: Annotated[int, typer.Option(help="Further test sets whose mean score is the truth.")] = 2000,
+    seed: Annotated[int, typer.Option(help="Seed of all that is drawn.")] = 0,
+    workers: Annotated[int | None, typer.Option(help="Processes; default: one for every core. The numbers do not depend on it.")] = None,
+    output: Output = None,
+    as_json: Json = False,
+) -> None:
+    """How often the 95 % intervals of scores hold the mean over test sets, by simulation, beside plain percentile intervals."""
+    from difffeat.benchmarks.asking import names
+    from difffeat.benchmarks.intervals import SETTINGS, run_intervals
+
+    result = run_intervals(
+        settings=tuple(SETTINGS) if settings is None else names(settings), simulations=simulations, resamples=resamples, truth=truth, seed=seed,
+        workers=workers, output=output, say=say(as_json),
+    )  # fmt: skip
+    emit(result, as_json)

@@ -51,10 +51,12 @@ class Verbs(TyperGroup):
 app = typer.Typer(
     cls=Verbs,
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     help="Features from diffusion transformers.",
+    epilog="Every option can be set by the environment too: DIFFFEAT_EXTRACT_ENGINE for extract, DIFFFEAT_ENGINE for every verb that has it; "
+    "or in the file of --config. The command line counts first.",
 )
 app.add_typer(bench.app, name="bench")
 app.add_typer(store.app, name="store")

@@ -12,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from difffeat.errors import ProbeError
+from difffeat.probe.inputs import numbers
 
 CHUNK_BYTES = 16 * 2**20
 """Features are read in pieces of about this many bytes of float32."""
@@ -141,12 +142,12 @@ def row_count(x: FeatureMatrix, rows: np.ndarray | None) -> int:
 
 
 def take(x: FeatureMatrix, rows: np.ndarray) -> np.ndarray:
-    """The features of `rows`, float32 [m, D]."""
-    return np.asarray(x[rows], np.float32)
+    """The features of `rows`, [m, D] of float32, or of float64 where `x` holds a wider type than float32."""
+    return numbers(x[rows])
 
 
 def row_chunks(x: FeatureMatrix, rows: np.ndarray | None = None, size: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
-    """(start, float32 [m, D]) over the selected rows, in order; `size` rows at a time, about `CHUNK_BYTES` when None.
+    """(start, features [m, D]) over the selected rows, in order; `size` rows at a time, about `CHUNK_BYTES` when None. Types as in `take`.
 
     Raises ProbeError when a feature is NaN or infinite.
     """
@@ -154,7 +155,7 @@ def row_chunks(x: FeatureMatrix, rows: np.ndarray | None = None, size: int | Non
     size = size or max(1, CHUNK_BYTES // (4 * width))
     for start in range(0, count, size):
         stop = min(start + size, count)
-        chunk = np.asarray(x[start:stop], np.float32) if rows is None else take(x, rows[start:stop])
+        chunk = numbers(x[start:stop]) if rows is None else take(x, rows[start:stop])
         if not np.isfinite(chunk).all():
             bad = start + int(np.flatnonzero(~np.isfinite(chunk).all(axis=1))[0])
             row = bad if rows is None else int(rows[bad])
@@ -213,4 +214,6 @@ def one_hot(labels: Any, n_classes: int | None = None) -> np.ndarray:
         raise ProbeError("labels must be multi-hot [n, C], or class numbers [n] counted from 0")
     if n_classes is not None and array.max() >= n_classes:
         raise ProbeError(f"label {int(array.max())} was found, but there are {n_classes} classes")
+    if n_classes is None and array.max() > 16 * len(array) + 1024:
+        raise ProbeError(f"label {int(array.max())} of {len(array)} samples is no class number counted from 0: number the classes without gaps")
     return np.arange(n_classes or int(array.max()) + 1) == array[:, None]

@@ -21,6 +21,7 @@ from difffeat.probe.data import FeatureStore
 from difffeat.probe.factory import make_probe
 from difffeat.probe.metrics import THRESHOLD, multi_label_report
 from difffeat.probe.output import write_fresh
+from difffeat.probe.provenance import provenance
 from difffeat.probe.ridge import ALPHAS, RidgeProbe, ridge_path
 from difffeat.probe.sameness import left_out, require_apart, require_same
 from difffeat.probe.search import Grid
@@ -181,10 +182,11 @@ def evaluate_taps(
 
 def write_metrics(folder: str | os.PathLike[str], result: Mapping[str, Any], name: str = "metrics.json", beside: Sequence[str] = ()) -> Path:
     """Write a result as JSON into `folder`; an older file stays and the new one becomes `metrics-2.json`, and so on. Returns where it
-    went. `beside`: files to be written under the same number, which is then one that none of them has taken.
+    went. `beside`: files to be written under the same number, which is then one that none of them has taken. Where the result does not say where it
+    comes from, the command and the version are added.
     """
     try:
-        text = json.dumps(dict(result), indent=2, sort_keys=False, allow_nan=False)
+        text = json.dumps({**result, "provenance": result.get("provenance") or provenance()}, indent=2, sort_keys=False, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"these metrics are not plain JSON: {error}") from None
     return write_fresh(Path(folder) / name, (text + "\n").encode(), beside)

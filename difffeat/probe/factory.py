@@ -21,9 +21,11 @@ def make_probe(method: str = "adam", **settings: Any) -> LinearProbe | RidgeProb
     if method not in kinds:
         raise ConfigError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
     try:
-        return kinds[method](**settings)
+        probe = kinds[method](**settings)
     except TypeError as error:
         raise ConfigError(f"the {method} probe does not take these settings: {error}") from None
+    probe.check_settings()
+    return probe
 
 
 def load_probe(path: str | os.PathLike[str]) -> Probe:

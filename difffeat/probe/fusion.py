@@ -15,13 +15,12 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from difffeat.errors import ConfigError, NotYetAvailable, ProbeError
-from difffeat.probe.base import Probe
+from difffeat.probe.base import Validation
 from difffeat.probe.data import FeatureMatrix, FeatureStore, matrix_shape, row_count, take
-from difffeat.probe.linear import standardised_reader, train
-from difffeat.probe.optim import check_training, is_whole, loss_and_gradient
+from difffeat.probe.optim import is_whole, loss_and_gradient
 from difffeat.probe.ridge import ALPHAS, RidgeProbe
 from difffeat.probe.sameness import require_modalities
-from difffeat.probe.standardize import Standardizer
+from difffeat.probe.training import Parameters, TrainedProbe
 
 KINDS = ("add", "concat")
 LATER_KINDS = ("gated", "attention")
@@ -163,16 +162,20 @@ def _few(names: Sequence[str]) -> str:
     return f"{len(names)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
 
 
-class FusionProbe(Probe):
+class FusionProbe(TrainedProbe):
     """Projections to a shared width and addition (`add`), or one layer on the concatenation (`concat`), trained as `LinearProbe` is.
 
         pair = join(image_store, text_store)
         fused = FusionProbe().fit(pair.features("b12/t30", "b20/t0"), pair.labels)
 
     **Arguments:** `width` of the shared space (`add` only), `kind`; the rest as in `LinearProbe`. `seed` also draws the first projections.
+    `image_width`: fit on plain features [n, D_image + D_text] whose first so many columns are the image's; None: on `PairedFeatures`.
     """
 
     kind: ClassVar[str] = "fusion"
+    parameters_: Parameters
+    image_width_: int
+    """0 where it is not known: a concatenation from a file of an earlier version."""
 
     def __init__(
         self,
@@ -180,112 +183,119 @@ class FusionProbe(Probe):
         width: int = 512,
         kind: str = "add",
         epochs: int = 40,
-        lr: float = 1e-3,
+        lr: float | Sequence[float] | None = None,
         batch_size: int = 256,
         weight_decay: float = 0.0,
         standardize: bool = True,
-        loss: str = "bce",
+        loss: str = "auto",
         seed: int = 0,
+        image_width: int | None = None,
     ) -> None:
-        if kind in LATER_KINDS:
-            raise NotYetAvailable(f"fusion by {kind} comes with a later release; available now: {', '.join(KINDS)}")
-        if kind not in KINDS or not is_whole(width) or width < 1:
-            raise ConfigError(f"fusion must be one of {', '.join(KINDS)} with a width of at least 1; got {kind!r} and {width}")
-        check_training(epochs=epochs, lr=lr, batch_size=batch_size, weight_decay=weight_decay, loss=loss, seed=seed)
-        self.width, self.fusion = width, kind
+        self.width, self.kind = width, kind  # pyright: ignore[reportAttributeAccessIssue] - the class's own kind is the file's
         self.epochs, self.lr, self.batch_size, self.weight_decay = epochs, lr, batch_size, weight_decay
-        self.standardize, self.loss, self.seed = standardize, loss, seed
-        self.link = "softmax" if loss == "softmax" else "sigmoid"
-        self.history_: list[float] = []
-        self.parameters_: dict[str, np.ndarray] = {}
-        self.image_width_ = 0  # not known: a concatenation from a file of an earlier version
+        self.standardize, self.loss, self.seed, self.image_width = standardize, loss, seed, image_width
+        self.check_settings()
 
-    def fit(self, x: PairedFeatures, y: Any, *, classes: Sequence[str] | None = None) -> Self:
-        """Train on pairs; `y` has one row a pair. Arguments and errors as in `LinearProbe.fit`."""
-        if not isinstance(x, PairedFeatures):
-            raise ProbeError(f"fusion needs PairedFeatures, got {type(x).__name__}. Use join(image_store, text_store).features(...).")
-        targets, names = self._begin(x, y, None, classes)
-        self.standardizer_ = Standardizer.fit(x) if self.standardize else Standardizer.identity(x.shape[1])
-        self.image_width_ = x.image_width
-        self.parameters_ = self._initial(x.image_width, x.text_width, len(names))
-        self.history_ = train(
-            self.parameters_,
-            self.loss_gradients,
-            standardised_reader(x, None, self.standardizer_),
-            targets,
-            epochs=self.epochs,
-            lr=self.lr,
-            batch_size=self.batch_size,
-            weight_decay=self.weight_decay,
-            seed=self.seed,
-        )
-        return self._finish(names)
+    def check_settings(self) -> None:
+        """Raises ConfigError or NotYetAvailable when the settings make no sense; at construction too, before stores are opened."""
+        if self.kind in LATER_KINDS:
+            raise NotYetAvailable(f"fusion by {self.kind} comes with a later release; available now: {', '.join(KINDS)}")
+        if self.kind not in KINDS or not is_whole(self.width) or self.width < 1:
+            raise ConfigError(f"fusion must be one of {', '.join(KINDS)} with a width of at least 1; got {self.kind!r} and {self.width}")
+        if self.image_width is not None and (not is_whole(self.image_width) or self.image_width < 1):
+            raise ConfigError(f"image_width must be a whole number of at least 1, got {self.image_width!r}")
+        super().check_settings()
 
-    def _initial(self, image_width: int, text_width: int, n_classes: int) -> dict[str, np.ndarray]:
+    @property
+    def fusion(self) -> str:
+        """`add` or `concat`."""
+        return self.kind
+
+    def fit(
+        self,
+        x: Any,
+        y: Any,
+        *,
+        rows: np.ndarray | None = None,
+        classes: Sequence[str] | None = None,
+        validation: Validation | None = None,
+    ) -> Self:
+        """Train on pairs; `y` has one row a pair. Arguments, errors and warnings as in `LinearProbe.fit`."""
+        if not isinstance(x, PairedFeatures) and self.image_width is None:
+            raise ProbeError(
+                f"fusion needs PairedFeatures, got {type(x).__name__}. Use join(image_store, text_store).features(...), or say which columns are the "
+                "image's: FusionProbe(image_width=...)."
+            )
+        examples = self._begin(x, y, rows, classes)
+        self.image_width_ = x.image_width if isinstance(x, PairedFeatures) else int(self.image_width or 0)
+        if not 0 < self.image_width_ < self.n_features_in_:
+            raise ProbeError(f"image_width is {self.image_width_} of {self.n_features_in_} features: nothing is left for the text")
+        if self.image_width not in (None, self.image_width_):
+            raise ProbeError(f"image_width is {self.image_width}, but the images of these pairs have width {self.image_width_}")
+        if validation is not None:
+            self._check_halves(validation[0])
+        self.parameters_, notes = self._train_on(examples, self._validation(validation, examples.labels))
+        return self._finish(examples.labels, notes)
+
+    def _initial(self, width: int, n_columns: int) -> Parameters:
         """`concat` is convex and starts at 0. For `add` that would be a saddle: projections start at N(0, 1/D), the classifier at 0."""
-        total = image_width + text_width
-        bias = np.zeros(n_classes, np.float32)
-        if self.fusion == "concat":
-            return {"weights": np.zeros((total, n_classes), np.float32), "bias": bias}
+        bias = np.zeros(n_columns, np.float32)
+        if self.kind == "concat":
+            return {"weights": np.zeros((width, n_columns), np.float32), "bias": bias}
         rng = np.random.Generator(np.random.PCG64(self.seed))
-        image, text = (rng.standard_normal((d, self.width), np.float32) / np.float32(d**0.5) for d in (image_width, text_width))
-        classifier = np.zeros((self.width, n_classes), np.float32)
+        widths = self.image_width_, width - self.image_width_
+        image, text = (rng.standard_normal((d, self.width), np.float32) / np.float32(d**0.5) for d in widths)
         return {
             "project_image": image,
             "project_text": text,
             "shift": np.zeros(self.width, np.float32),
-            "weights": classifier,
+            "weights": np.zeros((self.width, n_columns), np.float32),
             "bias": bias,
         }
 
-    def loss_gradients(self, batch: np.ndarray, truth: np.ndarray) -> tuple[float, dict[str, np.ndarray]]:
+    def loss_gradients(self, batch: np.ndarray, truth: np.ndarray) -> tuple[float, Parameters]:
         """Loss of a standardised batch [m, D_image + D_text], and its gradient by each of `parameters_`."""
-        weights = self.parameters_["weights"]
-        hidden = self._hidden(batch)
-        value, slope = loss_and_gradient(self.loss, hidden @ weights + self.parameters_["bias"], truth)
-        gradients = {"weights": hidden.T @ slope, "bias": slope.sum(axis=0)}
-        if self.fusion == "add":
-            back = slope @ weights.T
-            image_width = len(self.parameters_["project_image"])
+        return self._slopes(self.parameters_, batch, truth, None)
+
+    def _slopes(self, parameters: Mapping[str, np.ndarray], batch: np.ndarray, truth: np.ndarray, known: np.ndarray | None) -> tuple[Any, Parameters]:
+        weights, hidden = parameters["weights"], _hidden(parameters, batch)
+        value, slope = loss_and_gradient(self.loss_, hidden @ weights + parameters["bias"][..., None, :], truth, known)
+        gradients = {"weights": np.swapaxes(hidden, -1, -2) @ slope, "bias": slope.sum(axis=-2)}
+        if "shift" in parameters:
+            back, image_width = slope @ np.swapaxes(weights, -1, -2), parameters["project_image"].shape[-2]
             gradients["project_image"] = batch[:, :image_width].T @ back
             gradients["project_text"] = batch[:, image_width:].T @ back
-            gradients["shift"] = back.sum(axis=0)
+            gradients["shift"] = back.sum(axis=-2)
         return value, gradients
+
+    @staticmethod
+    def _logits(parameters: Mapping[str, np.ndarray], batch: np.ndarray) -> np.ndarray:
+        return _hidden(parameters, batch) @ parameters["weights"] + parameters["bias"][..., None, :]
 
     def merged(self) -> tuple[np.ndarray, np.ndarray]:
         """float64 matrix [D_image + D_text, C], of rank <= width, and bias [C]: the same scores from raw [h_image; h_text]."""
         return self.folded()
 
-    def settings(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        names = ("width", "epochs", "lr", "batch_size", "weight_decay", "standardize", "loss", "seed")
-        return {"kind": self.fusion} | {name: getattr(self, name) for name in names}
-
-    def decision_function(self, x: FeatureMatrix, rows: np.ndarray | None = None) -> np.ndarray:
-        """Scores float32 [n, C]. Raises ProbeError before fitting, and for pairs whose halves are not as wide as those of training."""
+    def decision_function(self, x: Any, rows: np.ndarray | None = None) -> np.ndarray:
+        """Scores [n, C]. Raises ProbeError before fitting, and for pairs whose halves are not as wide as those of training."""
         self._check_fitted()
-        if isinstance(x, PairedFeatures) and self.image_width_ and (x.image_width, x.text_width) != self._widths():
-            raise ProbeError(
-                f"this fusion was fitted on images of width {self._widths()[0]} and texts of {self._widths()[1]}, these pairs have {x.image_width} "
-                f"and {x.text_width}. Are they the wrong way round?"
-            )
+        self._check_halves(x)
         return super().decision_function(x, rows)
 
-    def _widths(self) -> tuple[int, int]:
-        return self.image_width_, len(self.standardizer_.mean) - self.image_width_
-
-    def _hidden(self, batch: np.ndarray) -> np.ndarray:
-        if self.fusion == "concat":
-            return batch
-        image, text = self.parameters_["project_image"], self.parameters_["project_text"]
-        return batch[:, : len(image)] @ image + batch[:, len(image) :] @ text + self.parameters_["shift"]
+    def _check_halves(self, x: Any) -> None:
+        widths = self.image_width_, self.n_features_in_ - self.image_width_
+        if isinstance(x, PairedFeatures) and self.image_width_ and (x.image_width, x.text_width) != widths:
+            raise ProbeError(
+                f"this fusion was fitted on images of width {widths[0]} and texts of {widths[1]}, these pairs have {x.image_width} "
+                f"and {x.text_width}. Are they the wrong way round?"
+            )
 
     def _scores(self, standardised: np.ndarray) -> np.ndarray:
-        return self._hidden(standardised) @ self.parameters_["weights"] + self.parameters_["bias"]
+        return self._logits(self.parameters_, standardised)
 
     def _affine(self) -> tuple[np.ndarray, np.ndarray]:
         p = {name: value.astype(np.float64) for name, value in self.parameters_.items()}
-        if self.fusion == "concat":
+        if self.kind == "concat":
             return p["weights"], p["bias"]
         projections = np.concatenate([p["project_image"], p["project_text"]])
         return projections @ p["weights"], p["shift"] @ p["weights"] + p["bias"]
@@ -294,23 +304,31 @@ class FusionProbe(Probe):
         return self.parameters_
 
     def _take(self, tensors: Mapping[str, np.ndarray]) -> None:
-        expected = {"weights", "bias"} if self.fusion == "concat" else {"project_image", "project_text", "shift", "weights", "bias"}
+        expected = {"weights", "bias"} if self.kind == "concat" else {"project_image", "project_text", "shift", "weights", "bias"}
         if set(tensors) != expected:
             raise KeyError(f"tensors {sorted(tensors)}")
-        self.parameters_ = dict(tensors)
-        if self.fusion == "add":
+        self.parameters_, self.image_width_ = dict(tensors), 0
+        if self.kind == "add":
             self.image_width_ = len(tensors["project_image"])
             if {tensors[name].shape[-1] for name in ("project_image", "project_text", "shift")} != {self.width}:
                 raise ValueError(f"a width other than {self.width}")
 
     def _facts(self) -> dict[str, Any]:
-        return {"history": self.history_, "image_width": self.image_width_}
+        return super()._facts() | {"image_width": self.image_width_}
 
     def _recall(self, facts: Mapping[str, Any]) -> None:
-        self.history_ = [float(value) for value in facts.get("history", ())]
+        super()._recall(facts)
         self.image_width_ = int(facts.get("image_width", self.image_width_))
         if not 0 <= self.image_width_ < len(self.standardizer_.mean):
             raise ValueError(f"an image width of {self.image_width_}")
+
+
+def _hidden(parameters: Mapping[str, np.ndarray], batch: np.ndarray) -> np.ndarray:
+    """What is classified: the batch itself, or both halves projected and added."""
+    if "shift" not in parameters:
+        return batch
+    image, text = parameters["project_image"], parameters["project_text"]
+    return batch[:, : image.shape[-2]] @ image + batch[:, image.shape[-2] :] @ text + parameters["shift"][..., None, :]
 
 
 def ridge_fusion(

@@ -149,6 +149,19 @@ def statistic(metric: str, labels: Any, scores: Any, *, empty: str = "skip", thr
     raise ConfigError(f"metric must be one of map, {', '.join(precision_recall_rows)}, top1, top5; got {metric!r}")
 
 
+def class_precisions(labels: Any, scores: Any) -> Statistic:
+    """The weighted form of the AP of each class: sample weights [n, r] -> float64 [C, r], NaN where a class has no positive. Ranked once, here."""
+    return _weighted_ap(*check_scores(labels, scores))
+
+
+def mean_over_classes(values: np.ndarray, empty: str) -> np.ndarray:
+    """AP [C, r], NaN where a class has none, to mAP [r]; NaN where no class has any. `empty`: see the module's head."""
+    _check_empty(empty)
+    defined = ~np.isnan(values)
+    number = defined.sum(axis=0) if empty == "skip" else np.where(defined.any(axis=0), len(values), 0)
+    return np.divide(np.nansum(values, axis=0), number, out=np.full(values.shape[1], np.nan), where=number > 0)
+
+
 def check_scores(labels: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
     """(bool [n, C], scores [n, C]), or a ProbeError that says what does not fit."""
     positive, ranked = positive_cells(labels), _check_ranked(scores)
@@ -260,13 +273,7 @@ def _weighted_map(positive: np.ndarray, scores: np.ndarray, empty: str, known: n
     _check_empty(empty)
     per_class = _weighted_ap(positive, scores, known)
 
-    def evaluate(weights: np.ndarray) -> np.ndarray:
-        values = per_class(weights)
-        defined = ~np.isnan(values)
-        number = defined.sum(axis=0) if empty == "skip" else np.where(defined.any(axis=0), len(values), 0)
-        return np.divide(np.nansum(values, axis=0), number, out=np.full(weights.shape[1], np.nan), where=number > 0)
-
-    return evaluate
+    return lambda weights: mean_over_classes(per_class(weights), empty)
 
 
 def _precision_recall(positive: np.ndarray, decided: np.ndarray) -> Statistic:

@@ -15,6 +15,11 @@ import numpy as np
 from difffeat.errors import ConfigError
 
 LOSSES = ("bce", "softmax")
+AUTO = "auto"
+"""The loss is softmax where each sample has one of several classes, else bce."""
+
+LRS: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+"""Learning rates to choose from; the paper's is the first."""
 
 
 def cosine(lr: float, step: int, steps: int) -> float:
@@ -23,18 +28,23 @@ def cosine(lr: float, step: int, steps: int) -> float:
 
 
 class Adam:
-    """Updates arrays in place. `betas` (0.9, 0.999) and `eps` 1e-8 as in the paper."""
+    """Updates arrays in place. `betas` (0.9, 0.999) and `eps` 1e-8 as in the paper.
 
-    def __init__(self, parameters: Mapping[str, np.ndarray], *, lr: float, steps: int, weight_decay: float = 0.0) -> None:
+    `lr` is one rate, or several [R] for parameters that hold R trainings side by side in their first axis.
+    """
+
+    def __init__(self, parameters: Mapping[str, np.ndarray], *, lr: float | np.ndarray, steps: int, weight_decay: float = 0.0) -> None:
         self._parameters = parameters
-        self._lr, self._steps, self._weight_decay = lr, steps, weight_decay
+        self._steps, self._weight_decay = steps, weight_decay
+        rates = np.asarray(lr)
+        self._lr = {name: rates.reshape(*rates.shape, *[1] * (value.ndim - rates.ndim)) for name, value in parameters.items()}
         self._first = {name: np.zeros_like(value) for name, value in parameters.items()}
         self._second = {name: np.zeros_like(value) for name, value in parameters.items()}
         self._step = 0
 
     def step(self, gradients: Mapping[str, np.ndarray]) -> None:
         """One step against `gradients`, named and shaped as the parameters."""
-        rate = cosine(self._lr, self._step, self._steps)
+        fall = cosine(1.0, self._step, self._steps)
         self._step += 1
         correction, root = 1 - 0.9**self._step, math.sqrt(1 - 0.999**self._step)
         for name, value in self._parameters.items():
@@ -42,7 +52,8 @@ class Adam:
             first, second = self._first[name], self._second[name]
             first += 0.1 * (gradient - first)
             second += 0.001 * (gradient * gradient - second)
-            value -= (rate / correction) * first / (np.sqrt(second) / root + 1e-8)
+            rate = (self._lr[name] * (fall / correction)).astype(value.dtype)
+            value -= rate * first / (np.sqrt(second) / root + 1e-8)
 
 
 def batches(n: int, *, epochs: int, batch_size: int, seed: int) -> Iterator[tuple[int, np.ndarray]]:
@@ -73,35 +84,77 @@ def is_whole(value: Any) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
-def check_training(*, epochs: int, lr: float, batch_size: int, weight_decay: float, loss: str, seed: int) -> None:
+def is_number(value: Any) -> bool:
+    """Whether a setting is a finite number, NumPy's included."""
+    real = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    return bool(real and abs(value) < 1e300 and math.isfinite(value))
+
+
+def candidates(value: Any, grid: tuple[float, ...]) -> list[float]:
+    """The ascending values to choose a setting from: `grid` for None, else what was given, one or several."""
+    if value is None:
+        return list(grid)
+    return sorted({float(part) for part in value}) if hasattr(value, "__len__") else [float(value)]
+
+
+def is_choice(value: Any) -> bool:
+    """Whether a setting is None, a number above 0, or several of those."""
+    if isinstance(value, str | bytes | dict):
+        return False
+    parts = list(value) if hasattr(value, "__len__") else [] if value is None else [value]
+    return (value is None or len(parts) > 0) and all(is_number(part) and part > 0 for part in parts)
+
+
+def check_training(*, epochs: int, lr: Any, batch_size: int, weight_decay: float, loss: str, seed: int) -> None:
     """Raises ConfigError when the settings of a training make no sense."""
     check_seed(seed)
     if not (is_whole(epochs) and is_whole(batch_size)) or epochs < 1 or batch_size < 1:
         raise ConfigError(f"epochs and batch_size must be whole numbers of at least 1, got {epochs!r} and {batch_size!r}")
-    if not (math.isfinite(lr) and lr > 0 and math.isfinite(weight_decay) and weight_decay >= 0):
-        raise ConfigError(f"lr must be above 0 and weight_decay at least 0, got {lr} and {weight_decay}")
-    if loss not in LOSSES:
-        raise ConfigError(f"loss must be one of {', '.join(LOSSES)}; got {loss!r}")
+    if not (is_choice(lr) and is_number(weight_decay) and weight_decay >= 0):
+        raise ConfigError(f"lr must be above 0 and weight_decay at least 0, got {lr!r} and {weight_decay!r}")
+    if loss not in LOSSES and loss != AUTO:
+        raise ConfigError(f"loss must be one of {', '.join((AUTO, *LOSSES))}; got {loss!r}")
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:
-    """1 / (1 + e^-x) without overflow."""
-    return (0.5 * (1 + np.tanh(0.5 * logits))).astype(logits.dtype)
+    """1 / (1 + e^-x) without overflow, and as exact near 0 as near 1."""
+    small = np.exp(-np.abs(logits))
+    return np.where(logits >= 0, 1, small).astype(logits.dtype) / (1 + small)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Rows that sum to one."""
-    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return exponentials / exponentials.sum(axis=1, keepdims=True)
+    """Rows (along the last axis) that sum to one."""
+    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return exponentials / exponentials.sum(axis=-1, keepdims=True)
 
 
-def loss_and_gradient(loss: str, logits: np.ndarray, targets: np.ndarray) -> tuple[float, np.ndarray]:
-    """Mean loss, and its gradient by the logits [m, C]. `bce`: mean over samples and classes; `softmax`: over samples."""
+def simplex(estimates: np.ndarray) -> np.ndarray:
+    """The nearest rows [n, C] that are at least 0 and sum to one (Duchi et al. 2008)."""
+    falling = -np.sort(-estimates, axis=1)
+    count = np.arange(1, estimates.shape[1] + 1)
+    excess = (np.cumsum(falling, axis=1) - 1) / count
+    last = (falling > excess).sum(axis=1) - 1
+    return np.maximum(estimates - excess[np.arange(len(estimates)), last][:, None], 0)
+
+
+def loss_and_gradient(loss: str, logits: np.ndarray, targets: np.ndarray, known: np.ndarray | None = None) -> tuple[Any, np.ndarray]:
+    """Mean loss, and its gradient by the logits [m, C]. `bce`: mean over samples and classes, over the known ones where `known` [m, C] says which;
+    `softmax`: over samples. Logits [R, m, C] of R trainings give R losses.
+    """
     if loss == "bce":
+        count = logits.dtype.type(max(int(known.sum()), 1) if known is not None else logits.shape[-1] * logits.shape[-2])
         # max(x, 0) - x·y + log(1 + e^-|x|) is BCE with logits without overflow.
         values = np.maximum(logits, 0) - logits * targets + np.log1p(np.exp(-np.abs(logits)))
-        return float(values.mean()), (sigmoid(logits) - targets) / logits.dtype.type(logits.size)
+        slope = (sigmoid(logits) - targets) / count
+        if known is not None:
+            values, slope = values * known, slope * known
+        return _scalar(values.sum(axis=(-2, -1)) / count), slope
     chances = softmax(logits)
-    own = (chances * targets).sum(axis=1)
-    value = float(-np.log(np.maximum(own, np.finfo(own.dtype).tiny)).mean())
-    return value, (chances - targets) / logits.dtype.type(len(logits))
+    own = (chances * targets).sum(axis=-1)
+    value = -np.log(np.maximum(own, np.finfo(own.dtype).tiny)).mean(axis=-1)
+    return _scalar(value), (chances - targets) / logits.dtype.type(logits.shape[-2])
+
+
+def _scalar(value: Any) -> Any:
+    """A float of a single loss; the losses of several trainings as they are."""
+    return float(value) if np.ndim(value) == 0 else value

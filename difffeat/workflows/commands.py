@@ -81,7 +81,9 @@ def run_export(
         ddim_steps=ddim_steps,
         self_conditioning=self_conditioning,
     )
-    say(f"loading {model} from {weights or 'its published place'}")
+    say(f"loading {model} from {_weights_place(model, weights)}")
+    if vae is not None:
+        say(f"and the autoencoder from {_weights_place(model, vae)}")
     backbone = load_backbone(model, weights, vae=vae, tokenizer=tokenizer, need_vae=graph in (None, "image", "latents"), **loading)
     if asked is None:
         chosen = tuple(range(backbone.depth + 1)) if blocks == "all" or kind.endswith("sweep") else (backbone.default_block(),)
@@ -93,6 +95,17 @@ def run_export(
     else:
         report = export_dit(backbone.weights, backbone.vae, options, out, overwrite=overwrite, say=say)
     return _export_result(report)
+
+
+def _weights_place(model: str, weights: str | None) -> str:
+    """Where weights are looked for, in words; a folder of this disk that has a hub id's name is told from the hub."""
+    from difffeat.export.hub import place_words
+    from difffeat.workflows.loading import DIGITS, PUBLISHED_DIT
+
+    if weights == "random":
+        return "random numbers"
+    wanted = weights or PUBLISHED_DIT.get(model)
+    return ("the bundled weights" if model in DIGITS else "its published place") if wanted is None else place_words(wanted)
 
 
 def _export_result(report: Any) -> dict[str, Any]:

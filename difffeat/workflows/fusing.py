@@ -11,6 +11,7 @@ import numpy as np
 from difffeat.probe.bootstrap import bootstrap_interval, paired_bootstrap
 from difffeat.probe.evaluate import SCHEMA, write_metrics
 from difffeat.probe.fusion import FusionProbe
+from difffeat.probe.provenance import provenance
 from difffeat.workflows.pair_splits import pair_splits
 from difffeat.workflows.pairs import Split, fit_ridge
 from difffeat.workflows.probe_stores import (
@@ -63,6 +64,8 @@ def run_fuse(
     intervals, gains = _compared(splits["test"].labels, scores, name, seed)
     about = {"seed": seed, "join": summary, "taps": list(taps), "settings": fused.settings()}
     result = {**_origin(splits), **about, "split": dict(asked.record), "notes": list(asked.notes), "mAP": intervals, "gain": gains}
+    stored = {"image": image_store, "text": text_store, "validation image": validation_image, "validation text": validation_text}
+    result["provenance"] = provenance({**stored, "test image": test_image, "test text": test_text, "splits": splits_file})
     metrics = write_metrics(out, result, beside=["fusion.safetensors", "splits.json"])
     ids = splits_beside(metrics, "metrics", "splits", asked.ids, asked.record)
     kept = {"taps": ",".join(taps), "fingerprints": result["fingerprints"]["train"]}

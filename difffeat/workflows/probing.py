@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from difffeat.probe.evaluate import probe_store, write_metrics
+from difffeat.probe.provenance import provenance
 from difffeat.probe.sameness import told
 from difffeat.workflows.probe_stores import (
     BRACKETS,
@@ -48,6 +49,7 @@ def run_probe(
     best = max(scored, key=lambda name: scored[name]["value"]) if scored else next(iter(names))
     final = probe_store(train, best, **others, report_on="test", method=method, seed=seed)
     result = {**final.result, "candidates": scored, "selected_on": "validation" if scored else final.result["selected_on"]}
+    result["provenance"] = provenance({"train": store, "validation": validation, "test": test, "splits": splits_file})
     metrics = write_metrics(out, result, beside=["probe.safetensors", "splits.json"])
     ids = splits_beside(metrics, "metrics", "splits", final.ids, result["split"])
     about = {"tap": best, "fingerprint": train.fingerprint}

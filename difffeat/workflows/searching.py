@@ -10,6 +10,7 @@ import numpy as np
 from difffeat.errors import ConfigError
 from difffeat.probe.bootstrap import bootstrap_interval
 from difffeat.probe.evaluate import SCHEMA, write_metrics
+from difffeat.probe.provenance import provenance
 from difffeat.probe.search import Grid, SearchResult, grid_search, halving, local_search
 from difffeat.probe.splits import SPLITS
 from difffeat.workflows.pair_splits import pair_splits
@@ -62,6 +63,7 @@ def run_search(
     evaluator = TapEvaluator(train, held, allow_shared=allow_shared)
     found = _search(strategy, evaluator, [Grid.of_taps(store.taps) for store in stores], neighbourhood, len(train.joined.classes))
     scored = _tested(found, train, held, test, seed)
+    stored = {"image": image_store, "text": text_store, "validation image": validation_image, "validation text": validation_text}
     result = {
         "schema": SCHEMA,
         "kind": "search",
@@ -76,6 +78,7 @@ def run_search(
         "notes": list(asked.notes),
         **found.to_dict(),
         "test": scored,
+        "provenance": provenance({**stored, "test image": test_image, "test text": test_text, "splits": splits_file}),
     }
     metrics = write_metrics(out, result, "search.json", beside=["search-splits.json"])
     ids = splits_beside(metrics, "search", "search-splits", asked.ids, asked.record)

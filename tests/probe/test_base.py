@@ -89,14 +89,14 @@ def test_what_a_fit_found_is_saved_with_it(make_problem, tmp_path: Path) -> None
     loaded = load_probe(ridge.save(tmp_path / "ridge.safetensors"))
     assert isinstance(loaded, RidgeProbe)
     assert (loaded.alpha_, loaded.validation_map_, loaded.selected_on_) == (ridge.alpha_, ridge.validation_map_, ridge.selected_on_)
-    linear = LinearProbe(epochs=3).fit(problem.x, problem.y)
+    linear = LinearProbe(epochs=3, lr=0.01).fit(problem.x, problem.y)
     assert LinearProbe.load(linear.save(tmp_path / "linear.safetensors")).history_ == linear.history_
 
 
 @pytest.mark.parametrize("kind", ["add", "concat"])
 def test_a_fusion_knows_which_half_is_which(kind: str, make_problem, tmp_path: Path) -> None:
     x = make_problem().x
-    fitted = FusionProbe(width=4, kind=kind, epochs=1).fit(PairedFeatures(x[:, :7], x[:, 7:]), make_problem().y)
+    fitted = FusionProbe(width=4, kind=kind, epochs=1, lr=0.01).fit(PairedFeatures(x[:, :7], x[:, 7:]), make_problem().y)
     for probe in (fitted, load_probe(fitted.save(tmp_path / "fusion.safetensors"))):
         probe.decision_function(PairedFeatures(x[:, :7], x[:, 7:]))
         with pytest.raises(ProbeError, match="fitted on images of width 7 and texts of 5, these pairs have 5 and 7"):
@@ -115,7 +115,7 @@ def test_softmax_takes_exactly_one_class_a_sample(make_problem) -> None:
             fit()
 
 
-@pytest.mark.parametrize("probe", [LinearProbe(epochs=1), RidgeProbe(alphas=[1.0]), LogisticProbe()])
+@pytest.mark.parametrize("probe", [LinearProbe(epochs=1, lr=0.01), RidgeProbe(alphas=[1.0]), LogisticProbe(c=1.0)])
 def test_zeros_in_place_of_quarantined_samples_are_never_fitted(probe: LinearProbe | RidgeProbe | LogisticProbe, make_problem) -> None:
     problem, valid = make_problem(n=60), np.ones(60, bool)
     problem.x[[3, 50]], valid[[3, 50]] = 0, False
@@ -132,16 +132,14 @@ def test_settings_and_features_that_are_none_are_told() -> None:
     x, y = np.ones((4, 2), np.float32), np.eye(2)[[0, 1, 0, 1]]
     for seed in (-1, None, 1.5):
         with pytest.raises(ConfigError, match=rf"seed must lie in 0\.\.2\^63-1, got {seed}"):
-            LinearProbe(seed=seed)  # pyright: ignore[reportArgumentType]
+            LinearProbe(seed=seed).fit(x, y)  # pyright: ignore[reportArgumentType]
         with pytest.raises(ConfigError, match=r"seed must lie in 0\.\.2\^63-1"):
-            RidgeProbe(seed=seed)  # pyright: ignore[reportArgumentType]
+            RidgeProbe(seed=seed).fit(x, y)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ConfigError, match=r"epochs and batch_size must be whole numbers of at least 1, got 1\.5 and 256"):
-        LinearProbe(epochs=1.5)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ProbeError, match=r"features must be an array \[n, D\] or a store's features, got list"):
-        LinearProbe(epochs=1).fit(x.tolist(), y)  # pyright: ignore[reportArgumentType]
+        LinearProbe(epochs=1.5).fit(x, y)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ProbeError, match="rows must be an integer array, got list"):
         LinearProbe(epochs=1).fit(x, y[:2], rows=[0, 1])  # pyright: ignore[reportArgumentType]
-    assert LinearProbe(epochs=1, seed=np.int64(3)).fit(x, y).settings()["seed"] == 3  # pyright: ignore[reportArgumentType]
+    assert LinearProbe(epochs=1, lr=0.01, seed=np.int64(3)).fit(x, y).settings()["seed"] == 3  # pyright: ignore[reportArgumentType]
 
 
 def test_labels_of_many_classes_are_never_copied_whole_in_float64() -> None:

@@ -85,9 +85,14 @@ def test_rows_select_and_no_read_is_large(make_problem, read_in_pieces, monkeypa
     assert held.largest == 30
 
 
+def _small(make_problem):
+    problem = make_problem(n=20)
+    return problem.x, problem.y
+
+
 def test_senseless_alphas_are_refused(make_problem) -> None:
     with pytest.raises(ConfigError, match=r"alphas must be numbers above 0, got \[0\]"):
-        RidgeProbe(alphas=[0])
+        RidgeProbe(alphas=[0]).fit(*_small(make_problem))
     problem = make_problem(n=20)
     with pytest.raises(ConfigError, match="alpha must be above 0, got -1"):
         ridge_path(problem.x, problem.y).solve(-1)

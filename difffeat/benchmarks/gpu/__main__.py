@@ -24,6 +24,7 @@ from difffeat.benchmarks.gpu.steps import REHEARSAL_SECONDS, ROOT, STEPS, UNTIME
 from difffeat.benchmarks.timing import machine
 from difffeat.engines.driver import probe_driver
 from difffeat.errors import ConfigError, DifffeatError, ProviderMissing
+from difffeat.runtime.files import Lock
 
 MODULE = "difffeat.benchmarks.gpu"
 SLACK = 3.0
@@ -45,12 +46,20 @@ class Budget:
 
 
 def run_all(given: argparse.Namespace) -> int:
-    """Every step that was asked for and fits. Returns how many failed. Raises ProviderMissing where there is no GPU, unless it is a rehearsal."""
+    """Every step that was asked for and fits. Returns how many failed. Raises ProviderMissing where there is no GPU, unless it is a rehearsal, and
+    StoreLocked where another run writes into the folder.
+    """
     _require_counts(given)
     if not given.rehearse:
         _require_card()
     budget = Budget(given.budget, time.monotonic())
     given.output.mkdir(parents=True, exist_ok=True)
+    with Lock(given.output):
+        return _run_locked(given, budget)
+
+
+def _run_locked(given: argparse.Namespace, budget: Budget) -> int:
+    """Every step; nobody else writes into the folder meanwhile, whose steps, artifacts and timings would be of both."""
     journal = Journal(given.output, "run")
     journal.note("begins", **_about(given))
     names = [name for name in STEPS if name in given.only]
