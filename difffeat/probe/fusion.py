@@ -16,6 +16,7 @@ import numpy as np
 
 from difffeat.errors import ConfigError, NotYetAvailable, ProbeError
 from difffeat.probe.base import Validation
+from difffeat.probe.cautions import require_distinct_classes
 from difffeat.probe.data import FeatureMatrix, FeatureStore, matrix_shape, row_count, take
 from difffeat.probe.optim import is_whole, loss_and_gradient
 from difffeat.probe.ridge import ALPHAS, RidgeProbe
@@ -92,6 +93,8 @@ def join(image_store: FeatureStore, text_store: FeatureStore) -> Join:
     suffixes are the usual cause), and when known labels or classes of the two stores disagree.
     """
     require_modalities(image_store, text_store)
+    for store, name in ((image_store, "image"), (text_store, "text")):
+        require_distinct_classes(store.classes, name)
     places = {"image": _places(image_store, "image"), "text": _places(text_store, "text")}
     shared = [id_ for id_ in image_store.ids if id_ in places["text"]]
     if not shared:

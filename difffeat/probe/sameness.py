@@ -87,6 +87,23 @@ def _name_of(store: Any, otherwise: str) -> str:
     return otherwise if path is None else str(path)
 
 
+def engine_notes(train: Any, other: Any, name: str) -> list[str]:
+    """A sentence where two stores of one recipe were computed otherwise: by another engine, or at another precision."""
+    mine, theirs = (dict(dict(getattr(store, "manifest", {})).get("engine", {})) for store in (train, other))
+    differing = [
+        f"{key} {theirs[key]} there, {mine[key]} in train"
+        for key in ("name", "precision")
+        if key in mine and theirs.get(key) not in (None, mine[key])
+    ]
+    return [f"the {name} store was computed by another engine ({', '.join(differing)}): features differ by rounding"] if differing else []
+
+
+def weights_notes(store: Any, name: str) -> list[str]:
+    """A sentence where a store's features are those of weights drawn at random, which are for timing and for control."""
+    origin = str(dict(getattr(store, "manifest", {})).get("recipe", {}).get("graph", {}).get("origin", "file"))
+    return [f"the features of the {name} store are those of random weights ({origin}), not of a trained model"] if origin.startswith("random") else []
+
+
 def content_groups(store: Any) -> np.ndarray | None:
     """Number of each row's image, int64 [n]; rows of one image have one number. None where no image stands in two rows.
 

@@ -25,9 +25,10 @@ from typing import Any
 import numpy as np
 
 from difffeat.errors import ConfigError, ProbeError
+from difffeat.probe.cautions import cautions, require_distinct_classes, require_learnable
 from difffeat.probe.data import FeatureMatrix, FeatureStore
 from difffeat.probe.optim import check_seed
-from difffeat.probe.sameness import content_groups, left_out, require_apart, require_same, told
+from difffeat.probe.sameness import content_groups, engine_notes, left_out, require_apart, require_same, told
 
 VERSION = "difffeat-split/1"
 SPLITS = ("train", "validation", "test")
@@ -266,6 +267,7 @@ def make_parts(
     train. Raises ProbeError when stores differ in classes or, unless `allow_mixed`, in their recipe (such features must not meet in one probe), and,
     unless `allow_shared`, when two splits share a sample.
     """
+    require_distinct_classes(train.classes, "training")
     given = {"validation": validation, "test": test}
     for name, own in given.items():
         if own is not None:
@@ -287,7 +289,10 @@ def make_parts(
     record = split_record(
         {name: (part.ids, part.source) for name, part in parts.items()}, sides, fractions, seed, splits is not None, allow_shared, notes
     )
-    return Parts(parts, record, (*side_notes(sides), *notes))
+    require_learnable(parts["train"].labels, train.classes)
+    notes += cautions({name: part.labels for name, part in parts.items() if len(part.rows)}, train.classes)
+    own = [note for name, store in given.items() if store is not None for note in engine_notes(train, store, name)]
+    return Parts(parts, record, (*side_notes(sides), *own, *notes))
 
 
 def _apart(train: FeatureStore, parts: Mapping[str, Part], *, allow_shared: bool) -> list[str]:

@@ -14,6 +14,7 @@ from difffeat.probe.fusion import FusionProbe
 from difffeat.probe.provenance import provenance
 from difffeat.workflows.pair_splits import pair_splits
 from difffeat.workflows.pairs import Split, fit_ridge
+from difffeat.workflows.per_class import PerClass
 from difffeat.workflows.probe_stores import (
     BRACKETS,
     features_of,
@@ -63,17 +64,27 @@ def run_fuse(
     scores = {**_ridge_scores(splits, taps), name: fused.decision_function(splits["test"].pair(*taps))}
     intervals, gains = _compared(splits["test"].labels, scores, name, seed)
     about = {"seed": seed, "join": summary, "taps": list(taps), "settings": fused.settings()}
+    table = PerClass.of(splits["test"].labels, {name: scores[name], **scores}, splits["train"].joined.classes)
+    about["per_class"] = table.to_list()
     result = {**_origin(splits), **about, "split": dict(asked.record), "notes": list(asked.notes), "mAP": intervals, "gain": gains}
     stored = {"image": image_store, "text": text_store, "validation image": validation_image, "validation text": validation_text}
     result["provenance"] = provenance({**stored, "test image": test_image, "test text": test_text, "splits": splits_file})
-    metrics = write_metrics(out, result, beside=["fusion.safetensors", "splits.json"])
+    metrics = write_metrics(out, result, beside=["fusion.safetensors", "splits.json", "per-class.csv"])
+    by_class = table.write(metrics.with_name(f"{metrics.stem.replace('metrics', 'per-class')}.csv"))
     ids = splits_beside(metrics, "metrics", "splits", asked.ids, asked.record)
     kept = {"taps": ",".join(taps), "fingerprints": result["fingerprints"]["train"]}
     classifier = fused.save(metrics.with_name(f"{metrics.stem.replace('metrics', 'fusion')}.safetensors"), kept)
     lines = [summary, *(f"{key}: test mAP {interval_text(value)}" for key, value in intervals.items())]
     lines += [f"{name} less {key} alone: {interval_text(value, 'difference')}" for key, value in gains.items()]
-    lines += [*notes_text(result["notes"]), BRACKETS, f"  {metrics}, {classifier}, {ids}"]
-    return {**result, "metrics_file": str(metrics), "splits_file": str(ids), "classifier": str(classifier), "text": "\n".join(lines)}
+    lines += [*table.lines(), *notes_text(result["notes"]), BRACKETS, f"  {metrics}, {classifier}, {ids}, {by_class}"]
+    return {
+        **result,
+        "metrics_file": str(metrics),
+        "splits_file": str(ids),
+        "per_class_file": str(by_class),
+        "classifier": str(classifier),
+        "text": "\n".join(lines),
+    }
 
 
 def _origin(splits: Mapping[str, Split]) -> dict[str, Any]:

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from difffeat.errors import ConfigError
+from difffeat.probe.cautions import cautions, require_learnable
 from difffeat.probe.fusion import Join, join
-from difffeat.probe.sameness import content_groups
+from difffeat.probe.sameness import content_groups, weights_notes
 from difffeat.probe.splits import FRACTIONS, SPLITS, Sides, side_notes, sides_of, split_record
 from difffeat.runtime.store import Store
 from difffeat.workflows.pairs import Split
@@ -51,6 +52,7 @@ def pair_splits(
     Raises ProbeError where stores do not belong together, or where two parts share an image (unless `allow_shared`).
     """
     given = {"validation": validation, "test": test}
+    other = [note for name, store in zip(("image", "text"), stores, strict=True) for note in weights_notes(store, name)]
     joined = join(*stores)
     if joined.labels is None:
         raise ConfigError("neither store has labels, so nothing can be trained. Extract from a source that has them.")
@@ -68,8 +70,10 @@ def pair_splits(
     sources = {name: source if given.get(name) is None else "stores of their own" for name in SPLITS}
     held = {name: (parts[name].ids, sources[name]) for name in SPLITS}
     record = split_record(held, sides, FRACTIONS, seed, splits is not None, allow_shared, notes)
+    require_learnable(parts["train"].labels, joined.classes)
+    notes += cautions({name: split.labels for name, split in parts.items() if len(split.rows)}, joined.classes)
     joins = [joined.summary(), *(f"{name}: {parts[name].joined.summary()}" for name, pair in given.items() if pair is not None)]
-    return PairSplits(parts, "; ".join(joins), record, (*side_notes(sides), *notes))
+    return PairSplits(parts, "; ".join(joins), record, (*other, *side_notes(sides), *notes))
 
 
 def _sides(joined: Join, given: Mapping[str, Any], seed: int, splits: Mapping[str, str] | None) -> tuple[Sides, str, np.ndarray]:

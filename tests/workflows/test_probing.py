@@ -28,6 +28,8 @@ from difffeat.workflows.searching import run_search
 from tests.runtime.fake import SIDE
 from tests.runtime.stores import Recall, RecallText, make_source, row_tokenizer
 
+pytestmark = pytest.mark.filterwarnings("ignore::difffeat.errors.ProbeWarning")
+
 ROWS = 80
 ONE, TWO = ("b1/t30",), ("b1/t30", "b2/t30")
 Change = Callable[[list[dict[str, Any]]], Any]
