@@ -20,7 +20,7 @@ from difffeat.probe.cautions import require_distinct_classes
 from difffeat.probe.data import FeatureMatrix, FeatureStore, matrix_shape, row_count, take
 from difffeat.probe.optim import is_whole, loss_and_gradient
 from difffeat.probe.ridge import ALPHAS, RidgeProbe
-from difffeat.probe.sameness import require_modalities
+from difffeat.probe.sameness import require_halves, require_modalities
 from difffeat.probe.training import Parameters, TrainedProbe
 
 KINDS = ("add", "concat")
@@ -37,6 +37,7 @@ class PairedFeatures:
         counts = row_count(image, image_rows), row_count(text, text_rows)
         if counts[0] != counts[1]:
             raise ProbeError(f"{counts[0]} rows of images cannot be paired with {counts[1]} of texts. Use join(image_store, text_store).")
+        require_halves(image, text)
         self.image, self.text = image, text
         self.image_rows = np.arange(counts[0]) if image_rows is None else np.asarray(image_rows)
         self.text_rows = np.arange(counts[1]) if text_rows is None else np.asarray(text_rows)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -80,6 +80,40 @@ def require_modalities(image_store: Any, text_store: Any) -> None:
         raise ProbeError(f"{names[1]} was given as the text store, but it holds features of images, as {names[0]} does. Give features of captions.")
     if image_store is text_store:
         raise ProbeError(f"{names[0]} was given as the image store and as the text store. Give two stores.")
+
+
+def require_halves(image: Any, text: Any) -> None:
+    """Raises ProbeError where the image half of a pair holds a store's features of captions, or the text half those of images."""
+    kinds = [getattr(getattr(half, "origin", None), "modality", None) for half in (image, text)]
+    if kinds == ["text", "image"]:
+        raise ProbeError("the halves are the wrong way round: the first holds features of captions, the second features of images. Swap them.")
+    if kinds[0] == "text" or kinds[1] == "image":
+        wrong, found = ("first", "captions") if kinds[0] == "text" else ("second", "images")
+        raise ProbeError(f"a pair is features of an image and of text, in this order, but the {wrong} half holds features of {found}")
+
+
+def require_origin(metadata: Mapping[str, Any], x: Any) -> None:
+    """Raises ProbeError where a probe's file tells of which tap and recipe it was fitted, and `x` is a store's features of another one.
+
+    Arrays, which say nothing of themselves, are not refused.
+    """
+    halves = [x] if not hasattr(x, "image_width") else [x.image, x.text]
+    told_taps = str(metadata.get("taps" if len(halves) == 2 else "tap", "")).split(",")
+    prints = metadata.get("fingerprints") if len(halves) == 2 else {"features": metadata.get("fingerprint")}
+    if not isinstance(prints, Mapping) or len(told_taps) != len(halves):
+        return
+    names = ["image", "text"] if len(halves) == 2 else ["features"]
+    for name, half, tap in zip(names, halves, told_taps, strict=True):
+        origin, print_ = getattr(half, "origin", None), prints.get(name)
+        if origin is None:
+            continue
+        differing = [f"tap {origin.tap}, not {tap}"] if tap and origin.tap != tap else []
+        differing += [f"a store of recipe {origin.fingerprint[:12]}, not {str(print_)[:12]}"] if print_ and origin.fingerprint != print_ else []
+        if differing:
+            raise ProbeError(
+                f"this probe was fitted on other {'' if name == 'features' else f'{name} '}features: these are of {' and of '.join(differing)}. "
+                "Give it the tap and recipe that its metadata_ names, or np.asarray(features) to score these all the same."
+            )
 
 
 def _name_of(store: Any, otherwise: str) -> str:

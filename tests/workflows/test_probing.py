@@ -13,9 +13,9 @@ from PIL import Image
 
 from difffeat.errors import ConfigError, ProbeError
 from difffeat.probe.factory import load_probe
-from difffeat.probe.fusion import FusionProbe
+from difffeat.probe.fusion import FusionProbe, PairedFeatures, join
 from difffeat.probe.split_files import read_splits
-from difffeat.probe.splits import ids_digest
+from difffeat.probe.splits import ids_digest, split_rows
 from difffeat.recipe import RunRecipe
 from difffeat.runtime.extract import extract
 from difffeat.runtime.sources import open_source
@@ -310,3 +310,73 @@ def test_what_was_used_longest_ago_leaves_memory_first() -> None:
     changed = np.full((2, 5), -1, np.float16)
     assert {name: bool((np.asarray(held.get(name, changed)) >= 0).all()) for name in "acd"} == {"a": True, "c": True, "d": True}
     assert (np.asarray(held.get("b", changed)) == -1).all()
+
+
+def test_a_saved_fusion_is_applied_to_the_features_that_it_was_fitted_on(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    image, text = map(Store.open, pair)
+    fitted = load_probe(fuse(*pair, tmp_path / "out", image_tap="b2/t30")["classifier"])
+    joined = join(image, text)
+    scores = fitted.decision_function(joined.features("b2/t30", "b1/t30"))
+    with pytest.raises(ProbeError, match="this probe was fitted on other image features: these are of tap b1/t30, not b2/t30"):
+        fitted.decision_function(joined.features("b1/t30", "b1/t30"))
+    other = Store.open(stored(tmp_path / "other", prefix="train", taps=TWO, seed=9))
+    with pytest.raises(ProbeError, match=r"these are of a store of recipe [0-9a-f]{12}, not [0-9a-f]{12}\. Give it the tap and recipe"):
+        fitted.decision_function(join(other, text).features("b2/t30", "b1/t30"))
+    with pytest.raises(ProbeError, match="the halves are the wrong way round: the first holds features of captions"):
+        PairedFeatures(text["b1/t30"], image["b2/t30"])
+    with pytest.raises(ProbeError, match="the second half holds features of images"):
+        PairedFeatures(image["b1/t30"], image["b2/t30"])
+    arrays = [
+        np.asarray(store[tap], np.float32)[rows] for store, tap, rows in ((image, "b2/t30", joined.image_rows), (text, "b1/t30", joined.text_rows))
+    ]
+    np.testing.assert_array_equal(fitted.decision_function(PairedFeatures(*arrays)), scores)
+
+
+def test_a_saved_probe_is_applied_to_the_features_that_it_was_fitted_on(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    fitted = load_probe(probe(pair[0], tmp_path / "out", taps="b2/t30")["classifier"])
+    store = Store.open(pair[0])
+    fitted.decision_function(store["b2/t30"])
+    with pytest.raises(ProbeError, match="this probe was fitted on other features: these are of tap b1/t30, not b2/t30"):
+        fitted.decision_function(store["b1/t30"])
+    with pytest.raises(ProbeError, match="and of a store of recipe"):
+        fitted.predict(Store.open(pair[1])["b1/t30"])
+
+
+def one_class(rows: list[dict[str, Any]]) -> None:
+    for row in rows:
+        row["labels"] = ["a"]
+
+
+def none_positive(rows: list[dict[str, Any]]) -> None:
+    for row in rows:
+        row["labels"] = []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [(one_class, "rows have the same labels \\('a'\\), so nothing tells them apart"), (none_positive, "no class has a positive among the")],
+)
+def test_labels_that_tell_nothing_apart_are_refused(change: Change, message: str, pair: tuple[Path, Path], tmp_path: Path) -> None:
+    store = stored(tmp_path / "store", prefix="train", change=change, classes="a\nb\n")
+    text = stored(tmp_path / "words", prefix="train", change=change, classes="a\nb\n", kind="text")
+    for work in (lambda: probe(store, tmp_path / "o"), lambda: fuse(store, text, tmp_path / "o"), lambda: search(store, text, tmp_path / "o")):
+        with pytest.raises(ProbeError, match=message):
+            work()
+
+
+def test_ap_by_class_stands_in_text_in_json_and_in_csv(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    def rare(rows: list[dict[str, Any]]) -> None:
+        rows[0]["labels"] = ["a", "c"]
+
+    store = stored(tmp_path / "store", prefix="train", change=rare, classes="a\nb\nc\n")
+    text = stored(tmp_path / "words", prefix="train", change=rare, classes="a\nb\nc\n", kind="text")
+    seed = next(seed for seed in range(9) if split_rows(np.ones((ROWS, 1)), ids=Store.open(store).ids, seed=seed)["train"][0] == 0)
+    for result in (probe(store, tmp_path / "probe", seed=seed), fuse(store, text, tmp_path / "fuse", seed=seed)):
+        assert "mAP is over 2 of 3 classes; none positive in test: 'c'" in result["text"]
+        assert "by class (positives in test), over 2 of 3 classes: " in result["text"]
+        assert [entry["class"] for entry in result["per_class"]] == ["a", "b", "c"]
+        assert result["per_class"][2]["positives"] == 0
+        assert set(result["per_class"][2]["AP"].values()) == {None}
+        table = Path(result["per_class_file"]).read_text().splitlines()
+        assert table[0].startswith("class,positives,rows,share,AP ")
+        assert [line.split(",")[0] for line in table[1:]] == ["a", "b", "c"]
