@@ -22,7 +22,7 @@ def require_learnable(labels: np.ndarray, classes: Sequence[str], name: str = "t
         return
     if not positive.any():
         raise ProbeError(f"no class has a positive among the {len(labels)} {name} rows: nothing can be learned. Look at the labels of the source.")
-    always = [str(classes[column]) for column in np.flatnonzero(positive)]
+    always = [str(classes[column]) for column in np.flatnonzero(positive).tolist()]
     raise ProbeError(
         f"all {len(labels)} {name} rows have the same labels ({named(always)}), so nothing tells them apart. Add rows without them, or other classes."
     )
@@ -43,7 +43,7 @@ def cautions(labels: Mapping[str, np.ndarray], classes: Sequence[str]) -> list[s
 
     def some(part: str, mask: np.ndarray, sentence: str) -> None:
         if mask.any():
-            names = [str(classes[column]) for column in np.flatnonzero(mask)]
+            names = [str(classes[column]) for column in np.flatnonzero(mask).tolist()]
             found.append(sentence.format(n=len(names), classes="class" if len(names) == 1 else "classes", names=named(names), part=part))
 
     if "train" in counts:

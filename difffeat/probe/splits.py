@@ -55,7 +55,7 @@ class Part:
     @property
     def ids(self) -> list[str]:
         """Sample ids of the rows."""
-        ids = self.store.ids
+        ids = list(self.store.ids)
         return [ids[row] for row in self.rows.tolist()]
 
     def features(self, tap: str) -> FeatureMatrix:
@@ -149,7 +149,7 @@ def drawn_rows(store: FeatureStore, rows: np.ndarray, count: int | None, seed: i
     check_seed(seed)
     if count >= len(rows):
         return rows
-    ids = store.ids
+    ids = list(store.ids)
     order = np.argsort(positions([ids[row] for row in rows.tolist()], seed), kind="stable")
     positive = np.asarray(labels_of(store))[rows[order]] == 1
     firsts = np.unique(positive.argmax(axis=0)[positive.any(axis=0)])[:count]

@@ -184,7 +184,9 @@ def test_every_verb_holds_out_the_same_samples(pair: tuple[Path, Path], tmp_path
 def test_the_splits_of_one_result_can_be_given_to_every_verb(pair: tuple[Path, Path], tmp_path: Path) -> None:
     first = probe(pair[0], tmp_path / "probe", seed=5)
     file = Path(first["splits_file"])
-    for verb, stores, options in ((probe, pair[:1], {}), (fuse, pair, {"image_tap": "b1/t30"}), (search, pair, {})):
+    verbs: list[tuple[Callable[..., Any], tuple[Path, ...], dict[str, Any]]]
+    verbs = [(probe, pair[:1], {}), (fuse, pair, {"image_tap": "b1/t30"}), (search, pair, {})]
+    for verb, stores, options in verbs:
         again = verb(*stores, tmp_path / verb.__name__, seed=0, splits_file=file, **options)
         assert ids_of(again) == ids_of(first)
         assert again["split"]["rule"] == "the splits that were given"
