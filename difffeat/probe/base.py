@@ -22,6 +22,7 @@ from difffeat.probe.inputs import FeatureTypeError, SparseRows, is_read_in_piece
 from difffeat.probe.labels import BINARY, MULTICLASS, MULTILABEL, Labels, read_labels, read_more, single_values
 from difffeat.probe.optim import sigmoid, simplex, softmax
 from difffeat.probe.output import replace_bytes
+from difffeat.probe.sameness import require_origin
 from difffeat.probe.selection import Examples, check_validation
 from difffeat.probe.standardize import Standardizer
 
@@ -78,9 +79,10 @@ class Probe(ClassifierMixin, BaseEstimator):
     def decision_function(self, x: Any, rows: np.ndarray | None = None) -> np.ndarray:
         """Scores float32 [n, C] of the selected rows, [n] for single labels of two values; rank with these.
 
-        Raises ProbeError before fitting and on another width.
+        Raises ProbeError before fitting, on another width, and on a store's features that are not those of which the probe's file tells.
         """
         self._check_fitted()
+        require_origin(self.metadata_, x)
         x = self._features(x, reset=False)
         scores = np.empty((row_count(x, rows), self._n_columns()), np.float32)
         for start, chunk in row_chunks(x, rows):

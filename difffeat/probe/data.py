@@ -101,6 +101,11 @@ class RowsOf:
         self._matrix, self._rows = matrix, rows
 
     @property
+    def origin(self) -> Any:
+        """Which features they are, as the matrix says; None where it does not."""
+        return getattr(self._matrix, "origin", None)
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """(m, D)."""
         return len(self._rows), *self._matrix.shape[1:]

@@ -17,6 +17,7 @@ import numpy as np
 from difffeat.errors import ConfigError, ProbeError
 from difffeat.probe.base import Probe
 from difffeat.probe.bootstrap import bootstrap_interval
+from difffeat.probe.cautions import cautions, require_distinct_classes, require_learnable
 from difffeat.probe.data import FeatureStore
 from difffeat.probe.factory import make_probe
 from difffeat.probe.metrics import THRESHOLD, multi_label_report
@@ -35,12 +36,13 @@ SCHEMA = "difffeat-metrics/1"
 
 @dataclass(frozen=True)
 class Probed:
-    """A fitted probe, its scores on the split it is reported on, and the numbers as plain JSON types."""
+    """A fitted probe, its scores on the split it is reported on, the numbers as plain JSON types, and the sample ids of each split."""
 
     probe: Probe
     labels: np.ndarray
     scores: np.ndarray
     result: dict[str, Any] = field(default_factory=dict)
+    ids: dict[str, list[str]] = field(default_factory=dict)
 
 
 def probe_store(
@@ -61,7 +63,8 @@ def probe_store(
 ) -> Probed:
     """Fit one probe on a tap's training rows and score it on `report_on`.
 
-    **Arguments:** stores, `fractions`, `allow_mixed`, `allow_shared` and `splits` as in `make_parts`; `method` and `settings` as in `make_probe`; `seed` of splits, training and bootstrap.
+    **Arguments:** stores, `fractions`, `allow_mixed`, `allow_shared` and `splits` as in `make_parts`; `method` and `settings` as in `make_probe`;
+    `seed` of splits, training and bootstrap.
     Ridge chooses alpha on validation; the others select nothing.
     """
     if report_on not in SPLITS:
@@ -97,7 +100,7 @@ def probe_store(
     }
     if isinstance(probe, RidgeProbe):
         result["alpha"] = probe.alpha_
-    return Probed(probe, part.labels, scores, result)
+    return Probed(probe, part.labels, scores, result, {name: value.ids for name, value in parts.items()})
 
 
 def _fit(parts: Mapping[str, Part], tap: str, method: str, settings: dict[str, Any], seed: int) -> tuple[Probe, str]:
@@ -122,6 +125,7 @@ class TapScores:
     alphas: np.ndarray
     evaluated_classes: int
     rows: Mapping[str, int]
+    notes: tuple[str, ...] = ()
 
     @property
     def best(self) -> str:
@@ -143,6 +147,7 @@ class TapScores:
             "evaluated_classes": self.evaluated_classes,
             "rows": dict(self.rows),
             "best": self.best,
+            "notes": list(self.notes),
         }
 
 
@@ -166,8 +171,10 @@ def evaluate_taps(
     names = tuple(train.taps) if taps is None else tuple(taps)
     grid = Grid.of_taps(names)
     rows, held = drawn_rows(train, usable_rows(train), max_rows, seed), usable_rows(validation)
-    require_apart(train, rows, validation, held, ("train", "validation"), allow_shared=allow_shared)
+    shared = require_apart(train, rows, validation, held, ("train", "validation"), allow_shared=allow_shared)
+    require_distinct_classes(train.classes, "training")
     y, truth = np.asarray(labels_of(train))[rows], np.asarray(labels_of(validation))[held]
+    require_learnable(y, train.classes)
     values, chosen = (np.full((len(grid.blocks), len(grid.timesteps)), np.nan) for _ in range(2))
     for name in names:
         block, t = parse_tap(name)
@@ -175,7 +182,8 @@ def evaluate_taps(
         chosen[place], maps = ridge_path(train[name], y, rows=rows).choose(validation[name], truth, alphas, held)
         values[place] = max(maps)
     evaluated = int((truth == 1).any(axis=0).sum())
-    return TapScores(grid, values, chosen, evaluated, {"train": len(rows), "validation": len(held)})
+    notes = (*shared, *cautions({"train": y, "validation": truth}, train.classes))
+    return TapScores(grid, values, chosen, evaluated, {"train": len(rows), "validation": len(held)}, notes)
 
 
 def write_metrics(folder: str | os.PathLike[str], result: Mapping[str, Any], name: str = "metrics.json", beside: Sequence[str] = ()) -> Path:

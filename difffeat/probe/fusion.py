@@ -16,9 +16,11 @@ import numpy as np
 
 from difffeat.errors import ConfigError, NotYetAvailable, ProbeError
 from difffeat.probe.base import Validation
+from difffeat.probe.cautions import require_distinct_classes
 from difffeat.probe.data import FeatureMatrix, FeatureStore, matrix_shape, row_count, take
 from difffeat.probe.optim import is_whole, loss_and_gradient
 from difffeat.probe.ridge import ALPHAS, RidgeProbe
+from difffeat.probe.sameness import require_halves, require_modalities
 from difffeat.probe.training import Parameters, TrainedProbe
 
 KINDS = ("add", "concat")
@@ -35,6 +37,7 @@ class PairedFeatures:
         counts = row_count(image, image_rows), row_count(text, text_rows)
         if counts[0] != counts[1]:
             raise ProbeError(f"{counts[0]} rows of images cannot be paired with {counts[1]} of texts. Use join(image_store, text_store).")
+        require_halves(image, text)
         self.image, self.text = image, text
         self.image_rows = np.arange(counts[0]) if image_rows is None else np.asarray(image_rows)
         self.text_rows = np.arange(counts[1]) if text_rows is None else np.asarray(text_rows)
@@ -87,9 +90,12 @@ class Join:
 def join(image_store: FeatureStore, text_store: FeatureStore) -> Join:
     """Pair the rows of two stores by sample id, where both are valid and, if there are labels at all, one of them knows the sample's.
 
-    Raises ProbeError when an id stands twice in one store, when nothing is shared (with example ids: suffixes are the usual cause), and
-    when known labels or classes of the two stores disagree.
+    Raises ProbeError when the stores are the wrong way round, when an id stands twice in one store, when nothing is shared (with example ids:
+    suffixes are the usual cause), and when known labels or classes of the two stores disagree.
     """
+    require_modalities(image_store, text_store)
+    for store, name in ((image_store, "image"), (text_store, "text")):
+        require_distinct_classes(store.classes, name)
     places = {"image": _places(image_store, "image"), "text": _places(text_store, "text")}
     shared = [id_ for id_ in image_store.ids if id_ in places["text"]]
     if not shared:

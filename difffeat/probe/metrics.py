@@ -121,14 +121,14 @@ def top_k_hits(labels: Any, scores: Any, k: int) -> np.ndarray:
 def multi_label_report(labels: Any, scores: Any, probabilities: Any, *, threshold: float = THRESHOLD, empty: str = "skip") -> dict[str, Any]:
     """MAP (from `scores`), CP ... OF1 and their top-3 form (from `probabilities`) as plain JSON types.
 
-    Where every sample has exactly one class also `accuracy`: top-1, and top-5 of at least five classes, from `scores`.
+    Where every sample has exactly one class also `accuracy`: top-1, and top-5 of more than five classes (of five it is always 1), from `scores`.
     """
     report: dict[str, Any] = {"mAP": mean_average_precision(labels, scores, empty=empty).to_dict()}
     report["all"] = precision_recall(labels, probabilities, threshold=threshold).to_dict()
     if np.shape(scores)[1] >= 3:
         report["top3"] = precision_recall(labels, probabilities, threshold=threshold, top=3).to_dict()
     if known_cells(labels) is None and (positive_cells(labels).sum(axis=1) == 1).all():
-        report["accuracy"] = {f"top{k}": top_k_accuracy(labels, scores, k) for k in (1, 5) if k <= np.shape(scores)[1]}
+        report["accuracy"] = {f"top{k}": top_k_accuracy(labels, scores, k) for k in (1, 5) if k < np.shape(scores)[1]}
     return report
 
 

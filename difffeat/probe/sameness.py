@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -71,7 +71,8 @@ def require_modalities(image_store: Any, text_store: Any) -> None:
     names = _name_of(image_store, "the image store"), _name_of(text_store, "the text store")
     if kinds == ("text", "image"):
         raise ProbeError(
-            f"the stores are the wrong way round: {names[0]} holds features of captions and {names[1]} features of images. Give the image store first."
+            f"the stores are the wrong way round: {names[0]} holds features of captions and {names[1]} features of images. "
+            "Give the image store first."
         )
     if kinds[0] == "text":
         raise ProbeError(f"{names[0]} was given as the image store, but it holds features of captions, as {names[1]} does. Give features of images.")
@@ -81,9 +82,60 @@ def require_modalities(image_store: Any, text_store: Any) -> None:
         raise ProbeError(f"{names[0]} was given as the image store and as the text store. Give two stores.")
 
 
+def require_halves(image: Any, text: Any) -> None:
+    """Raises ProbeError where the image half of a pair holds a store's features of captions, or the text half those of images."""
+    kinds = [getattr(getattr(half, "origin", None), "modality", None) for half in (image, text)]
+    if kinds == ["text", "image"]:
+        raise ProbeError("the halves are the wrong way round: the first holds features of captions, the second features of images. Swap them.")
+    if kinds[0] == "text" or kinds[1] == "image":
+        wrong, found = ("first", "captions") if kinds[0] == "text" else ("second", "images")
+        raise ProbeError(f"a pair is features of an image and of text, in this order, but the {wrong} half holds features of {found}")
+
+
+def require_origin(metadata: Mapping[str, Any], x: Any) -> None:
+    """Raises ProbeError where a probe's file tells of which tap and recipe it was fitted, and `x` is a store's features of another one.
+
+    Arrays, which say nothing of themselves, are not refused.
+    """
+    halves = [x] if not hasattr(x, "image_width") else [x.image, x.text]
+    told_taps = str(metadata.get("taps" if len(halves) == 2 else "tap", "")).split(",")
+    prints = metadata.get("fingerprints") if len(halves) == 2 else {"features": metadata.get("fingerprint")}
+    if not isinstance(prints, Mapping) or len(told_taps) != len(halves):
+        return
+    names = ["image", "text"] if len(halves) == 2 else ["features"]
+    for name, half, tap in zip(names, halves, told_taps, strict=True):
+        origin, print_ = getattr(half, "origin", None), prints.get(name)
+        if origin is None:
+            continue
+        differing = [f"tap {origin.tap}, not {tap}"] if tap and origin.tap != tap else []
+        differing += [f"a store of recipe {origin.fingerprint[:12]}, not {str(print_)[:12]}"] if print_ and origin.fingerprint != print_ else []
+        if differing:
+            raise ProbeError(
+                f"this probe was fitted on other {'' if name == 'features' else f'{name} '}features: these are of {' and of '.join(differing)}. "
+                "Give it the tap and recipe that its metadata_ names, or np.asarray(features) to score these all the same."
+            )
+
+
 def _name_of(store: Any, otherwise: str) -> str:
     path = getattr(store, "path", None)
     return otherwise if path is None else str(path)
+
+
+def engine_notes(train: Any, other: Any, name: str) -> list[str]:
+    """A sentence where two stores of one recipe were computed otherwise: by another engine, or at another precision."""
+    mine, theirs = (dict(dict(getattr(store, "manifest", {})).get("engine", {})) for store in (train, other))
+    differing = [
+        f"{key} {theirs[key]} there, {mine[key]} in train"
+        for key in ("name", "precision")
+        if key in mine and theirs.get(key) not in (None, mine[key])
+    ]
+    return [f"the {name} store was computed by another engine ({', '.join(differing)}): features differ by rounding"] if differing else []
+
+
+def weights_notes(store: Any, name: str) -> list[str]:
+    """A sentence where a store's features are those of weights drawn at random, which are for timing and for control."""
+    origin = str(dict(getattr(store, "manifest", {})).get("recipe", {}).get("graph", {}).get("origin", "file"))
+    return [f"the features of the {name} store are those of random weights ({origin}), not of a trained model"] if origin.startswith("random") else []
 
 
 def content_groups(store: Any) -> np.ndarray | None:
@@ -109,7 +161,7 @@ def _digests(store: Any, rows: np.ndarray) -> list[bytes | None]:
         return [None] * len(rows)
     read = np.ascontiguousarray(inputs[rows], np.uint8)
     width, text = read.shape[1], read.tobytes()
-    known = read.any(axis=1).tolist()
+    known = list(read.any(axis=1))
     return [text[width * row : width * (row + 1)] if known[row] else None for row in range(len(read))]
 
 
@@ -124,9 +176,9 @@ def require_apart(
 ) -> list[str]:
     """Raises ProbeError when samples of one split stand in the other as well: what was trained or chosen on them would be scored on them.
 
-    The same image is one of the same bytes, whatever its id: data sets are cut from one another under other names. The same caption is one of the same
-    id and tokens, because two images may have the same words. With `allow_shared` it is not refused. Returns sentences on what is shared and allowed,
-    and on what may be shared and cannot be known.
+    The same image is one of the same bytes, whatever its id: data sets are cut from one another under other names. The same caption is one of the
+    same id and tokens, because two images may have the same words. With `allow_shared` it is not refused. Returns sentences on what is shared and
+    allowed, and on what may be shared and cannot be known.
     """
     mine, theirs = _digests(first, first_rows), _digests(second, second_rows)
     first_ids, second_ids = ([store.ids[row] for row in rows.tolist()] for store, rows in ((first, first_rows), (second, second_rows)))

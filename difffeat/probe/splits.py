@@ -5,10 +5,10 @@ The side of a sample is a function of its id and the seed alone: SHA-256 of both
 store grows, and in whichever order two stores list them; and the rows of validation are the same with a test store of its own and without.
 
 The price is that sizes vary as coin tosses do (15 % of 1 000 rows are 150 give or take 11). Sorting within strata would give exact shares, but every
-row that is added or dropped would move others across the cuts, and a tap that was chosen on a row would then be tested on it. Two repairs remain, both
-of the rows that need them alone and counted: a class with at least one positive for each part has one in each where that takes it from no other class,
-and no part is empty. They look at all rows of the store (of a pair, at those of the image store, or of the one that has labels), not at those that a
-join leaves, so that they too are the same in every verb on that store.
+row that is added or dropped would move others across the cuts, and a tap that was chosen on a row would then be tested on it. Two repairs remain,
+both of the rows that need them alone and counted: a class with at least one positive for each part has one in each, where that takes it from no other
+class, and no part is empty. They look at all rows of the store (of a pair, at those of the image store, or of the one that has labels), not at those
+that a join leaves, so that they too are the same in every verb on that store.
 
 Rows of the same image (the same bytes; in a text store, captions of the same image) are one sample under several ids: they go to one side together,
 by the first of their ids. The same image encoded anew cannot be told from another one.
@@ -25,9 +25,10 @@ from typing import Any
 import numpy as np
 
 from difffeat.errors import ConfigError, ProbeError
+from difffeat.probe.cautions import cautions, require_distinct_classes, require_learnable
 from difffeat.probe.data import FeatureMatrix, FeatureStore
 from difffeat.probe.optim import check_seed
-from difffeat.probe.sameness import content_groups, left_out, require_apart, require_same, told
+from difffeat.probe.sameness import content_groups, engine_notes, left_out, require_apart, require_same, told
 
 VERSION = "difffeat-split/1"
 SPLITS = ("train", "validation", "test")
@@ -54,7 +55,7 @@ class Part:
     @property
     def ids(self) -> list[str]:
         """Sample ids of the rows."""
-        ids = self.store.ids
+        ids = list(self.store.ids)
         return [ids[row] for row in self.rows.tolist()]
 
     def features(self, tap: str) -> FeatureMatrix:
@@ -148,7 +149,7 @@ def drawn_rows(store: FeatureStore, rows: np.ndarray, count: int | None, seed: i
     check_seed(seed)
     if count >= len(rows):
         return rows
-    ids = store.ids
+    ids = list(store.ids)
     order = np.argsort(positions([ids[row] for row in rows.tolist()], seed), kind="stable")
     positive = np.asarray(labels_of(store))[rows[order]] == 1
     firsts = np.unique(positive.argmax(axis=0)[positive.any(axis=0)])[:count]
@@ -266,6 +267,7 @@ def make_parts(
     train. Raises ProbeError when stores differ in classes or, unless `allow_mixed`, in their recipe (such features must not meet in one probe), and,
     unless `allow_shared`, when two splits share a sample.
     """
+    require_distinct_classes(train.classes, "training")
     given = {"validation": validation, "test": test}
     for name, own in given.items():
         if own is not None:
@@ -287,7 +289,10 @@ def make_parts(
     record = split_record(
         {name: (part.ids, part.source) for name, part in parts.items()}, sides, fractions, seed, splits is not None, allow_shared, notes
     )
-    return Parts(parts, record, (*side_notes(sides), *notes))
+    require_learnable(parts["train"].labels, train.classes)
+    notes += cautions({name: part.labels for name, part in parts.items() if len(part.rows)}, train.classes)
+    own = [note for name, store in given.items() if store is not None for note in engine_notes(train, store, name)]
+    return Parts(parts, record, (*side_notes(sides), *own, *notes))
 
 
 def _apart(train: FeatureStore, parts: Mapping[str, Part], *, allow_shared: bool) -> list[str]:

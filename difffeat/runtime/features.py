@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,24 @@ def map_array(path: Path | str, dtype: Any, offset: int, shape: tuple[int, ...],
         raise StoreCorrupt(f"{path} cannot be read any more ({error}). Run the extraction again: it recomputes this shard only.") from None
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Which features a matrix holds: the tap, the fingerprint of the recipe, and whether they are of an image or of text."""
+
+    tap: str
+    fingerprint: str
+    modality: str
+
+
 class Features:
     """One tap of a store: behaves like a read-only array [n, ...] whose shards stay on disk until they are looked at.
 
-    **Arguments:** `parts` the shards' arrays in order; `valid` gives the store's `valid`, for those who must not take zeros for features.
+    **Arguments:** `parts` the shards' arrays in order; `valid` gives the store's `valid`, for those who must not take zeros for features; `origin`
+    says which features they are, for those who must not take others for them.
     """
 
-    def __init__(self, parts: list[np.ndarray], valid: Callable[[], np.ndarray] | None = None) -> None:
-        self._parts, self._valid = parts, valid
+    def __init__(self, parts: list[np.ndarray], valid: Callable[[], np.ndarray] | None = None, origin: Origin | None = None) -> None:
+        self._parts, self._valid, self.origin = parts, valid, origin
         self._ends = np.cumsum([len(part) for part in parts])
         self.shape: tuple[int, ...] = (int(self._ends[-1]), *parts[0].shape[1:])
         self.dtype = parts[0].dtype

@@ -12,7 +12,7 @@ import numpy as np
 
 from difffeat.errors import ConfigError, StoreCorrupt, StoreIncomplete
 from difffeat.recipe import Recipe
-from difffeat.runtime.features import Features, map_array
+from difffeat.runtime.features import Features, Origin, map_array
 from difffeat.runtime.manifest import Manifest, Receipt, read_manifest, read_receipt, shard_path
 from difffeat.runtime.table import read_samples
 
@@ -56,7 +56,8 @@ class Store:
         if tap not in self._manifest.taps:
             raise ConfigError(f"{self.path} has no tap {tap!r}; it has {', '.join(self.taps)}")
         shape, dtype = self._manifest.taps[tap], self._manifest.dtype
-        return Features([self._rows(shard, tap, shape, dtype) for shard in range(len(self._receipts))], lambda: self._valid)
+        origin = Origin(tap, self.fingerprint, "text" if self.recipe.graph.takes_text else "image")
+        return Features([self._rows(shard, tap, shape, dtype) for shard in range(len(self._receipts))], lambda: self._valid, origin)
 
     @property
     def taps(self) -> tuple[str, ...]:

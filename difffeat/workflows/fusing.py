@@ -8,14 +8,26 @@ from typing import Any
 
 import numpy as np
 
-from difffeat.errors import ConfigError
 from difffeat.probe.bootstrap import bootstrap_interval, paired_bootstrap
-from difffeat.probe.evaluate import SCHEMA, split_rows, write_metrics
-from difffeat.probe.fusion import FusionProbe, join
+from difffeat.probe.evaluate import SCHEMA, write_metrics
+from difffeat.probe.fusion import FusionProbe
 from difffeat.probe.provenance import provenance
-from difffeat.runtime.store import Store
+from difffeat.workflows.pair_splits import pair_splits
 from difffeat.workflows.pairs import Split, fit_ridge
-from difffeat.workflows.probe_stores import BRACKETS, features_of, fingerprints_of, interval_text, one_tap, results_folder
+from difffeat.workflows.per_class import PerClass
+from difffeat.workflows.probe_stores import (
+    BRACKETS,
+    features_of,
+    fingerprints_of,
+    interval_text,
+    notes_text,
+    one_tap,
+    pair_of,
+    require_distinct,
+    results_folder,
+    splits_beside,
+    splits_of,
+)
 
 
 def run_fuse(
@@ -30,30 +42,49 @@ def run_fuse(
     width: int,
     seed: int,
     output: Path | None,
+    validation_image: Path | None = None,
+    validation_text: Path | None = None,
+    splits_file: Path | None = None,
+    allow_shared: bool = False,
 ) -> dict[str, Any]:
     """Train the fused classifier, with image alone, text alone and the closed-form fusion beside it, on the same rows."""
     out = results_folder(output, f"fusion-{image_store.name}", seed)
-    if (test_image is None) != (test_text is None):
-        raise ConfigError("give both --test-image and --test-text, or neither")
+    given = {"the image store": image_store, "the text store": text_store, "--validation-image": validation_image, "--test-image": test_image}
+    require_distinct({**given, "--validation-text": validation_text, "--test-text": test_text})
     fused = FusionProbe(width=width, kind=fusion, seed=seed)
     stores = features_of(image_store), features_of(text_store)
     taps = one_tap(stores[0], image_tap, "--image-tap"), one_tap(stores[1], text_tap, "--text-tap")
-    tests = None if test_image is None or test_text is None else (features_of(test_image), features_of(test_text))
-    splits, summary = _fusion_splits(stores, tests, seed)
+    asked = pair_splits(
+        stores, validation=pair_of(validation_image, validation_text, "validation"), test=pair_of(test_image, test_text, "test"), seed=seed,
+        splits=splits_of(splits_file), allow_shared=allow_shared,
+    )  # fmt: skip
+    splits, summary = asked.parts, asked.summary
     fused.fit(splits["train"].pair(*taps), splits["train"].labels, classes=splits["train"].joined.classes)
     name = f"fusion by {fusion}"
     scores = {**_ridge_scores(splits, taps), name: fused.decision_function(splits["test"].pair(*taps))}
     intervals, gains = _compared(splits["test"].labels, scores, name, seed)
     about = {"seed": seed, "join": summary, "taps": list(taps), "settings": fused.settings()}
-    result = {**_origin(splits), **about, "mAP": intervals, "gain": gains}
-    result["provenance"] = provenance({"image": image_store, "text": text_store, "test image": test_image, "test text": test_text})
-    metrics = write_metrics(out, result, beside=["fusion.safetensors"])
+    table = PerClass.of(splits["test"].labels, {name: scores[name], **scores}, splits["train"].joined.classes)
+    about["per_class"] = table.to_list()
+    result = {**_origin(splits), **about, "split": dict(asked.record), "notes": list(asked.notes), "mAP": intervals, "gain": gains}
+    stored = {"image": image_store, "text": text_store, "validation image": validation_image, "validation text": validation_text}
+    result["provenance"] = provenance({**stored, "test image": test_image, "test text": test_text, "splits": splits_file})
+    metrics = write_metrics(out, result, beside=["fusion.safetensors", "splits.json", "per-class.csv"])
+    by_class = table.write(metrics.with_name(f"{metrics.stem.replace('metrics', 'per-class')}.csv"))
+    ids = splits_beside(metrics, "metrics", "splits", asked.ids, asked.record)
     kept = {"taps": ",".join(taps), "fingerprints": result["fingerprints"]["train"]}
     classifier = fused.save(metrics.with_name(f"{metrics.stem.replace('metrics', 'fusion')}.safetensors"), kept)
     lines = [summary, *(f"{key}: test mAP {interval_text(value)}" for key, value in intervals.items())]
     lines += [f"{name} less {key} alone: {interval_text(value, 'difference')}" for key, value in gains.items()]
-    lines += [BRACKETS, f"  {metrics}, {classifier}"]
-    return {**result, "metrics_file": str(metrics), "classifier": str(classifier), "text": "\n".join(lines)}
+    lines += [*table.lines(), *notes_text(result["notes"]), BRACKETS, f"  {metrics}, {classifier}, {ids}, {by_class}"]
+    return {
+        **result,
+        "metrics_file": str(metrics),
+        "splits_file": str(ids),
+        "per_class_file": str(by_class),
+        "classifier": str(classifier),
+        "text": "\n".join(lines),
+    }
 
 
 def _origin(splits: Mapping[str, Split]) -> dict[str, Any]:
@@ -68,20 +99,6 @@ def _origin(splits: Mapping[str, Split]) -> dict[str, Any]:
         "selected_on": "validation (ridge alphas only)",
         "reported_on": "test",
     }
-
-
-def _fusion_splits(stores: tuple[Store, Store], tests: tuple[Store, Store] | None, seed: int) -> tuple[dict[str, Split], str]:
-    """Train, validation and test by name, and how they were joined, in words. Raises ProbeError where the test stores are not comparable."""
-    joined = join(*stores)
-    if joined.labels is None:
-        raise ConfigError("neither store has labels, so nothing can be trained. Extract from a source that has them.")
-    if tests is None:
-        return {name: Split(joined, rows) for name, rows in split_rows(joined.labels, seed=seed).items()}, joined.summary()
-    test = Split.whole(*tests)
-    Split(joined, np.arange(len(joined))).require_comparable(test, "test")
-    parts = split_rows(joined.labels, fractions=(0.8, 0.2, 0.0), seed=seed)
-    own = {name: Split(joined, parts[name]) for name in ("train", "validation")}
-    return {**own, "test": test}, f"{joined.summary()}; test: {test.joined.summary()}"
 
 
 def _ridge_scores(splits: Mapping[str, Split], taps: tuple[str, str]) -> dict[str, np.ndarray]:

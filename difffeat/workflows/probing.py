@@ -8,17 +8,39 @@ from typing import Any
 
 from difffeat.probe.evaluate import probe_store, write_metrics
 from difffeat.probe.provenance import provenance
-from difffeat.probe.sameness import told
-from difffeat.workflows.probe_stores import BRACKETS, features_of, interval_text, results_folder, taps_asked
+from difffeat.probe.sameness import told, weights_notes
+from difffeat.workflows.per_class import PerClass
+from difffeat.workflows.probe_stores import (
+    BRACKETS,
+    features_of,
+    interval_text,
+    notes_text,
+    require_distinct,
+    results_folder,
+    splits_beside,
+    splits_of,
+    taps_asked,
+)
 
 
 def run_probe(
-    store: Path, *, validation: Path | None, test: Path | None, taps: str | None, method: str, seed: int, output: Path | None
+    store: Path,
+    *,
+    validation: Path | None,
+    test: Path | None,
+    taps: str | None,
+    method: str,
+    seed: int,
+    output: Path | None,
+    splits_file: Path | None = None,
+    allow_shared: bool = False,
 ) -> dict[str, Any]:
     """Probe every tap on validation, the best one once on test. Writes metrics.json and the probe as safetensors."""
     out = results_folder(output, f"probe-{store.name}", seed)
+    require_distinct({"the training store": store, "--validation": validation, "--test": test})
     train = features_of(store)
     others: dict[str, Any] = {"validation": features_of(validation) if validation else None, "test": features_of(test) if test else None}
+    others |= {"splits": splits_of(splits_file), "allow_shared": allow_shared}
     names = taps_asked(train, taps)
     scored = {}
     if len(names) > 1:
@@ -28,20 +50,33 @@ def run_probe(
     best = max(scored, key=lambda name: scored[name]["value"]) if scored else next(iter(names))
     final = probe_store(train, best, **others, report_on="test", method=method, seed=seed)
     result = {**final.result, "candidates": scored, "selected_on": "validation" if scored else final.result["selected_on"]}
-    result["provenance"] = provenance({"train": store, "validation": validation, "test": test})
-    metrics = write_metrics(out, result, beside=["probe.safetensors"])
+    table = PerClass.of(final.labels, {method: final.scores}, train.classes)
+    result |= {"per_class": table.to_list(), "notes": [*weights_notes(train, "training"), *result["notes"]]}
+    result["provenance"] = provenance({"train": store, "validation": validation, "test": test, "splits": splits_file})
+    metrics = write_metrics(out, result, beside=["probe.safetensors", "splits.json", "per-class.csv"])
+    by_class = table.write(metrics.with_name(f"{metrics.stem.replace('metrics', 'per-class')}.csv"))
+    ids = splits_beside(metrics, "metrics", "splits", final.ids, result["split"])
     about = {"tap": best, "fingerprint": train.fingerprint}
     classifier = final.probe.save(metrics.with_name(f"{metrics.stem.replace('metrics', 'probe')}.safetensors"), about)
     lines = [f"{name}: validation mAP {interval_text(value)}{'   <- best' if name == best else ''}" for name, value in scored.items()]
     lines += [
         f"{best} on test ({result['splits']['test']['rows']} rows, {result['splits']['test']['from']}): mAP {interval_text(result['interval'])}",
+        *table.lines(),
         *_single_label(result["metrics"]),
         *(f"  left out of the {name} store: {told(counts)}" for name, counts in result["left_out"].items() if told(counts)),
+        *notes_text(result["notes"]),
         BRACKETS,
         f"  method {method}; chosen on {result['selected_on']}",
-        f"  {metrics}, {classifier}",
+        f"  {metrics}, {classifier}, {ids}, {by_class}",
     ]
-    return {**result, "metrics_file": str(metrics), "classifier": str(classifier), "text": "\n".join(lines)}
+    return {
+        **result,
+        "metrics_file": str(metrics),
+        "splits_file": str(ids),
+        "per_class_file": str(by_class),
+        "classifier": str(classifier),
+        "text": "\n".join(lines),
+    }
 
 
 def _single_label(metrics: Mapping[str, Any]) -> list[str]:

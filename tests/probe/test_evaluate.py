@@ -14,6 +14,8 @@ from difffeat.probe.evaluate import evaluate_taps, make_parts, probe_store, spli
 from difffeat.probe.metrics import mean_average_precision
 from difffeat.probe.ridge import RidgeProbe
 
+pytestmark = pytest.mark.filterwarnings("ignore::difffeat.errors.ProbeWarning")
+
 
 @pytest.fixture
 def grid_stores(make_problem, make_store):
