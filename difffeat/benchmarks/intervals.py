@@ -203,7 +203,7 @@ def _score(setting: Setting, labels: np.ndarray, scores: np.ndarray) -> float:
 
 
 def _sets(name: str, seed: int, first: int, last: int, purpose: int) -> Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """(labels bool [n, C], scores of two systems [n, C]) of the numbered test sets, each from a seed of its own; one without a positive is drawn again."""
+    """(labels bool [n, C], scores of two systems [n, C]) of the numbered test sets, each from a seed of its own; none is without a positive."""
     setting, kind = SETTINGS[name], list(SETTINGS).index(name)
     for number in range(first, last):
         rng = np.random.Generator(np.random.PCG64([seed, 3, purpose, kind, number]))
@@ -243,7 +243,7 @@ def _lines(found: Mapping[str, Coverage], result: Mapping[str, Any]) -> list[str
         return f"{share:5.1f} [{low:4.1f}, {high:5.1f}]"
 
     lines = [
-        f"coverage (%) of nominal {100 * LEVEL:.0f} % intervals over {result['simulations']} simulated test sets, {result['resamples']} resamples each; "
+        f"coverage (%) of {100 * LEVEL:.0f} % intervals over {result['simulations']} simulated test sets, {result['resamples']} resamples each, "
         f"truth: the mean of {result['truth']} others; seed {result['seed']}",
         f"  {'':50} {'score':>6} {'difffeat':>20} {'plain percentile':>20} {'score outside it':>16} {'paired difference':>20}",
     ]

@@ -29,9 +29,11 @@ from difffeat.cli.options import (
     Threads,
 )
 from difffeat.cli.printing import emit, say
+from difffeat.cli.probe import with_probe_options
 from difffeat.cli.source import with_source_options
 from difffeat.errors import Interrupted
 from difffeat.runtime.sources_options import SourceOptions
+from difffeat.workflows.probe_options import ProbeOptions
 
 
 class Verbs(TyperGroup):
@@ -327,6 +329,7 @@ def plan(
 
 
 @app.command()
+@with_probe_options
 def probe(
     store: Annotated[Path, typer.Argument(help="Feature store to train on.")],
     validation: Annotated[Path | None, typer.Option(help="Store to select on; default: a seeded 15 % of the training store.")] = None,
@@ -336,14 +339,17 @@ def probe(
     seed: Annotated[int, typer.Option(help="Seed of the split and of the training order.")] = 0,
     output: Output = None,
     as_json: Json = False,
+    *,
+    probe_options: ProbeOptions,
 ) -> None:
-    """Train linear probes on a store, tap by tap."""
+    """Train linear probes on a store, tap by tap; learning rate or penalty is chosen on validation."""
     from difffeat.workflows.probing import run_probe
 
-    emit(run_probe(store, validation=validation, test=test, taps=taps, method=method, seed=seed, output=output), as_json)
+    emit(run_probe(store, validation=validation, test=test, taps=taps, method=method, seed=seed, output=output, options=probe_options), as_json)
 
 
 @app.command()
+@with_probe_options
 def fuse(
     image_store: Annotated[Path, typer.Argument(help="Image features to train on.")],
     text_store: Annotated[Path, typer.Argument(help="Text features of the same samples.")],
@@ -351,18 +357,25 @@ def fuse(
     text_tap: Annotated[str | None, typer.Option(help="Text tap; needed when the store has several.")] = None,
     test_image: Annotated[Path | None, typer.Option(help="Image store to report on; read once. Default: a seeded 15 % of the training rows.")] = None,
     test_text: Annotated[Path | None, typer.Option(help="Text store to report on.")] = None,
-    fusion: Annotated[str, typer.Option(help="add (the paper's) or concat.")] = "add",
+    fusion: Annotated[
+        str | None, typer.Option(help="Which fusion is saved: add (the paper's, of adam) or concat. Default: add, without adam concat.")
+    ] = None,
+    method: Annotated[
+        str, typer.Option(help="Methods of all that is compared, of adam, ridge and logistic; the first one's fusion is saved.")
+    ] = "adam,ridge",
     width: Annotated[int, typer.Option(help="Shared width of the projections.")] = 512,
     seed: Annotated[int, typer.Option(help="Seed of the split and of the training.")] = 0,
     output: Output = None,
     as_json: Json = False,
+    *,
+    probe_options: ProbeOptions,
 ) -> None:
-    """Train a fused classifier on image and text features joined by sample id."""
+    """Train a fused classifier on image and text features joined by sample id, and compare it with each alone by the same method."""
     from difffeat.workflows.fusing import run_fuse
 
     result = run_fuse(
         image_store, text_store, image_tap=image_tap, text_tap=text_tap, test_image=test_image, test_text=test_text, fusion=fusion, width=width,
-        seed=seed, output=output,
+        seed=seed, output=output, method=method, options=probe_options,
     )  # fmt: skip
     emit(result, as_json)
 

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from difffeat.errors import ConfigError
-from difffeat.probe.bootstrap import bootstrap_interval, paired_bootstrap
 from difffeat.probe.evaluate import SCHEMA, split_rows, write_metrics
-from difffeat.probe.fusion import FusionProbe, join
+from difffeat.probe.fusion import join
 from difffeat.probe.provenance import provenance
 from difffeat.runtime.store import Store
-from difffeat.workflows.pairs import Split, fit_ridge
-from difffeat.workflows.probe_stores import BRACKETS, features_of, fingerprints_of, interval_text, one_tap, results_folder
+from difffeat.workflows.fusion_systems import Asked, compared, fit_systems, notes_of, table
+from difffeat.workflows.pairs import Split
+from difffeat.workflows.probe_options import ProbeOptions
+from difffeat.workflows.probe_stores import BRACKETS, features_of, fingerprints_of, one_tap, results_folder
 
 
 def run_fuse(
@@ -26,33 +27,32 @@ def run_fuse(
     text_tap: str | None,
     test_image: Path | None,
     test_text: Path | None,
-    fusion: str,
+    fusion: str | None,
     width: int,
     seed: int,
     output: Path | None,
+    method: str = "adam,ridge",
+    options: ProbeOptions | None = None,
 ) -> dict[str, Any]:
-    """Train the fused classifier, with image alone, text alone and the closed-form fusion beside it, on the same rows."""
+    """Train the fused classifier; beside it, on the same rows and by each method, image alone, text alone and the other fusions."""
     out = results_folder(output, f"fusion-{image_store.name}", seed)
     if (test_image is None) != (test_text is None):
         raise ConfigError("give both --test-image and --test-text, or neither")
-    fused = FusionProbe(width=width, kind=fusion, seed=seed)
+    asked = Asked.checked(method, fusion, width, seed, options or ProbeOptions())
     stores = features_of(image_store), features_of(text_store)
     taps = one_tap(stores[0], image_tap, "--image-tap"), one_tap(stores[1], text_tap, "--text-tap")
     tests = None if test_image is None or test_text is None else (features_of(test_image), features_of(test_text))
     splits, summary = _fusion_splits(stores, tests, seed)
-    fused.fit(splits["train"].pair(*taps), splits["train"].labels, classes=splits["train"].joined.classes)
-    name = f"fusion by {fusion}"
-    scores = {**_ridge_scores(splits, taps), name: fused.decision_function(splits["test"].pair(*taps))}
-    intervals, gains = _compared(splits["test"].labels, scores, name, seed)
-    about = {"seed": seed, "join": summary, "taps": list(taps), "settings": fused.settings()}
-    result = {**_origin(splits), **about, "mAP": intervals, "gain": gains}
+    systems, kept = fit_systems(splits, taps, asked)
+    found = compared(systems, splits["test"].labels, splits["train"].joined.classes, seed)
+    fused = systems[asked.saved].probe
+    about = {"seed": seed, "join": summary, "taps": list(taps), "saved": asked.saved, "settings": fused.settings()}
+    result = {**_origin(splits), **about, **found, "notes": notes_of(systems, found["mAP"], kept)}
     result["provenance"] = provenance({"image": image_store, "text": text_store, "test image": test_image, "test text": test_text})
     metrics = write_metrics(out, result, beside=["fusion.safetensors"])
-    kept = {"taps": ",".join(taps), "fingerprints": result["fingerprints"]["train"]}
-    classifier = fused.save(metrics.with_name(f"{metrics.stem.replace('metrics', 'fusion')}.safetensors"), kept)
-    lines = [summary, *(f"{key}: test mAP {interval_text(value)}" for key, value in intervals.items())]
-    lines += [f"{name} less {key} alone: {interval_text(value, 'difference')}" for key, value in gains.items()]
-    lines += [BRACKETS, f"  {metrics}, {classifier}"]
+    of = {"taps": ",".join(taps), "fingerprints": result["fingerprints"]["train"]}
+    classifier = fused.save(metrics.with_name(f"{metrics.stem.replace('metrics', 'fusion')}.safetensors"), of)
+    lines = [summary, *table(result), BRACKETS, *(f"  note: {note}" for note in result["notes"]), f"  saved: {asked.saved}; {metrics}, {classifier}"]
     return {**result, "metrics_file": str(metrics), "classifier": str(classifier), "text": "\n".join(lines)}
 
 
@@ -65,7 +65,7 @@ def _origin(splits: Mapping[str, Split]) -> dict[str, Any]:
         "left_out": {part: dict(split.joined.dropped) for part, split in splits.items() if part != "validation"},
         "fingerprints": {part: fingerprints_of(split) for part, split in splits.items()},
         "classes": list(splits["train"].joined.classes),
-        "selected_on": "validation (ridge alphas only)",
+        "selected_on": "validation (learning rates and penalties only)",
         "reported_on": "test",
     }
 
@@ -82,21 +82,3 @@ def _fusion_splits(stores: tuple[Store, Store], tests: tuple[Store, Store] | Non
     parts = split_rows(joined.labels, fractions=(0.8, 0.2, 0.0), seed=seed)
     own = {name: Split(joined, parts[name]) for name in ("train", "validation")}
     return {**own, "test": test}, f"{joined.summary()}; test: {test.joined.summary()}"
-
-
-def _ridge_scores(splits: Mapping[str, Split], taps: tuple[str, str]) -> dict[str, np.ndarray]:
-    """Test scores [n, C] of ridges on images alone, texts alone, and both side by side."""
-    train, held, test = (splits[name] for name in ("train", "validation", "test"))
-    features = {
-        "image": [split.image(taps[0]) for split in (train, held, test)],
-        "text": [split.text(taps[1]) for split in (train, held, test)],
-        "concatenation (ridge)": [split.pair(*taps) for split in (train, held, test)],
-    }
-    return {name: fit_ridge(x, train.labels, v, held.labels).decision_function(y) for name, (x, v, y) in features.items()}
-
-
-def _compared(labels: np.ndarray, scores: Mapping[str, np.ndarray], name: str, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The interval of each system, and of what `name` gains over image and text alone."""
-    rng = np.random.Generator(np.random.PCG64(seed))
-    intervals = {key: bootstrap_interval(labels, value, rng=rng).to_dict() for key, value in scores.items()}
-    return intervals, {key: paired_bootstrap(labels, scores[name], scores[key], rng=rng).to_dict() for key in ("image", "text")}
