@@ -94,6 +94,7 @@ def _described(rows: int, width: int, shard_rows: int) -> tuple[Manifest, Column
         "bytes": [100_000] * rows,
         "captions": [[] for _ in range(rows)],
         "labels": [[str(row % CLASSES)] for row in range(rows)],
+        "unknown": [[] for _ in range(rows)],
     }
     part = SamplesPart(rows=rows, digest=joint_digest(row_digests(columns)))
     manifest = Manifest(

@@ -26,3 +26,12 @@ BatchSize = Annotated[str, typer.Option(help="Samples in a batch, part of the st
 ShardSize = Annotated[int, typer.Option(help="Rows in a shard.")]
 NumWorkers = Annotated[str, typer.Option(help="Threads that decode; auto: one for every core.")]
 Output = Annotated[Path | None, typer.Option("-o", "--output", help="Where to write.")]
+ValidationImage = Annotated[Path | None, typer.Option(help="Image store to select on. Default: a seeded 15 % of the joined rows.")]
+ValidationText = Annotated[Path | None, typer.Option(help="Text store to select on.")]
+Splits = Annotated[
+    Path | None,
+    typer.Option("--splits", help="File of ids and their splits (JSON, JSONL, CSV, TSV, Parquet, text), such as the one beside an earlier result."),
+]
+AllowShared = Annotated[
+    bool, typer.Option("--allow-shared", help="Go on where the same samples stand in two splits; the result records it, and it flatters.")
+]

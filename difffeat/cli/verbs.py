@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 from difffeat.cli import bench, store
 from difffeat.cli.config import read_config
 from difffeat.cli.options import (
+    AllowShared,
     BatchSize,
     CaptionProtocol,
     ChannelsLast,
@@ -24,9 +25,12 @@ from difffeat.cli.options import (
     Overwrite,
     Preprocess,
     ShardSize,
+    Splits,
     TensorrtProvider,
     Tf32,
     Threads,
+    ValidationImage,
+    ValidationText,
 )
 from difffeat.cli.printing import emit, say
 from difffeat.cli.probe import with_probe_options
@@ -337,6 +341,8 @@ def probe(
     taps: Annotated[str | None, typer.Option(help="Taps such as b12/t30, separated by commas; default: all.")] = None,
     method: Annotated[str, typer.Option(help="adam (the paper's), ridge or logistic.")] = "adam",
     seed: Annotated[int, typer.Option(help="Seed of the split and of the training order.")] = 0,
+    splits: Splits = None,
+    allow_shared: AllowShared = False,
     output: Output = None,
     as_json: Json = False,
     *,
@@ -345,7 +351,11 @@ def probe(
     """Train linear probes on a store, tap by tap; learning rate or penalty is chosen on validation."""
     from difffeat.workflows.probing import run_probe
 
-    emit(run_probe(store, validation=validation, test=test, taps=taps, method=method, seed=seed, output=output, options=probe_options), as_json)
+    result = run_probe(
+        store, validation=validation, test=test, taps=taps, method=method, seed=seed, output=output, splits_file=splits, allow_shared=allow_shared,
+        options=probe_options,
+    )  # fmt: skip
+    emit(result, as_json)
 
 
 @app.command()
@@ -357,6 +367,10 @@ def fuse(
     text_tap: Annotated[str | None, typer.Option(help="Text tap; needed when the store has several.")] = None,
     test_image: Annotated[Path | None, typer.Option(help="Image store to report on; read once. Default: a seeded 15 % of the training rows.")] = None,
     test_text: Annotated[Path | None, typer.Option(help="Text store to report on.")] = None,
+    validation_image: ValidationImage = None,
+    validation_text: ValidationText = None,
+    splits: Splits = None,
+    allow_shared: AllowShared = False,
     fusion: Annotated[
         str | None, typer.Option(help="Which fusion is saved: add (the paper's, of adam) or concat. Default: add, without adam concat.")
     ] = None,
@@ -375,7 +389,8 @@ def fuse(
 
     result = run_fuse(
         image_store, text_store, image_tap=image_tap, text_tap=text_tap, test_image=test_image, test_text=test_text, fusion=fusion, width=width,
-        seed=seed, output=output, method=method, options=probe_options,
+        seed=seed, output=output, validation_image=validation_image, validation_text=validation_text, splits_file=splits, allow_shared=allow_shared,
+        method=method, options=probe_options,
     )  # fmt: skip
     emit(result, as_json)
 
@@ -386,14 +401,26 @@ def search(
     text_store: Annotated[Path, typer.Argument(help="Text store with many taps.")],
     strategy: Annotated[str, typer.Option(help="local (Algorithm 1 of the paper), grid or halving.")] = "local",
     neighbourhood: Annotated[int, typer.Option(help="Grid steps around each peak, for local.")] = 1,
-    seed: Annotated[int, typer.Option(help="Seed of the selection split.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
+    validation_image: ValidationImage = None,
+    validation_text: ValidationText = None,
+    test_image: Annotated[
+        Path | None, typer.Option(help="Image store to score the found pair on, once. Default: a seeded 15 % of the joined rows.")
+    ] = None,
+    test_text: Annotated[Path | None, typer.Option(help="Text store to score the found pair on.")] = None,
+    splits: Splits = None,
+    allow_shared: AllowShared = False,
     output: Output = None,
     as_json: Json = False,
 ) -> None:
     """Find the best pair of image and text taps, with the full trace."""
     from difffeat.workflows.searching import run_search
 
-    emit(run_search(image_store, text_store, strategy=strategy, neighbourhood=neighbourhood, seed=seed, output=output), as_json)
+    result = run_search(
+        image_store, text_store, strategy=strategy, neighbourhood=neighbourhood, seed=seed, output=output, validation_image=validation_image,
+        validation_text=validation_text, test_image=test_image, test_text=test_text, splits_file=splits, allow_shared=allow_shared,
+    )  # fmt: skip
+    emit(result, as_json)
 
 
 @app.command()

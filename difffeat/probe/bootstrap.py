@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from difffeat.errors import ConfigError, ProbeError
-from difffeat.probe.data import as_multi_hot
+from difffeat.probe.data import positive_cells
 from difffeat.probe.metrics import Statistic, class_precisions, mean_over_classes, statistic
 
 _BLOCK_BYTES = 32 * 2**20
@@ -119,7 +119,7 @@ def bootstrap_interval(
 
 def rare_classes(labels: Any, classes: Sequence[str] | None = None) -> dict[str, int]:
     """Positives of the classes that have some but fewer than `RARE`, rarest first."""
-    counts = as_multi_hot(labels).sum(axis=0)
+    counts = positive_cells(labels).sum(axis=0)
     names = [str(number) for number in range(len(counts))] if classes is None else classes
     return {names[c]: int(counts[c]) for c in np.argsort(counts, kind="stable") if 0 < counts[c] < RARE}
 
@@ -187,7 +187,7 @@ def _resampled_map(labels: Any, scores: Any, n_resamples: int, rng: np.random.Ge
     _check_resamples(n_resamples)
     per_class = class_precisions(labels, scores)
     values = np.concatenate([per_class(weights) for weights in multiplicities(len(labels), n_resamples, rng)], axis=1)
-    counts = as_multi_hot(labels).sum(axis=0)
+    counts = positive_cells(labels).sum(axis=0)
     spread = np.sqrt(counts / np.maximum(counts - 1, 0.5))  # one positive says nothing of how others would vary: as two would
     for c in np.flatnonzero(counts):
         found = ~np.isnan(values[c])

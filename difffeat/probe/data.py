@@ -17,6 +17,9 @@ from difffeat.probe.inputs import numbers
 CHUNK_BYTES = 16 * 2**20
 """Features are read in pieces of about this many bytes of float32."""
 
+UNKNOWN = -1
+"""In multi-hot labels of whole numbers: nobody knows whether this row has this class. Such a cell trains nothing and is scored by nothing."""
+
 _LABEL_ROWS = 8192
 """Labels are looked at so many rows at a time: of a thousand classes and a million samples every copy is a gigabyte."""
 
@@ -158,6 +161,20 @@ def row_chunks(x: FeatureMatrix, rows: np.ndarray | None = None, size: int | Non
             row = bad if rows is None else int(rows[bad])
             raise ProbeError(f"the features of row {row} hold NaN or infinity. Leave out the rows where store.valid is False.")
         yield start, chunk
+
+
+def known_cells(labels: Any) -> np.ndarray | None:
+    """Bool [n, C]: false where multi-hot labels hold −1, which says that nobody knows whether this row has this class; None where nothing is unknown."""
+    array = np.asarray(labels)
+    if array.ndim != 2 or array.dtype == bool or not np.issubdtype(array.dtype, np.number) or not (array == UNKNOWN).any():
+        return None
+    return array != UNKNOWN
+
+
+def positive_cells(labels: Any, name: str = "labels") -> np.ndarray:
+    """Bool [n, C]: where it is known that a row has a class. Raises ProbeError unless the labels are [n, C] of 0, 1, and −1 for unknown."""
+    known = known_cells(labels)
+    return as_multi_hot(labels, name) if known is None else as_multi_hot(np.where(known, np.asarray(labels), 0), name)
 
 
 def as_multi_hot(labels: Any, name: str = "labels") -> np.ndarray:

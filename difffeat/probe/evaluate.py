@@ -5,7 +5,6 @@ Results are plain JSON types with a `schema`, and each says on which split it wa
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -19,121 +18,31 @@ from difffeat.errors import ConfigError, ProbeError
 from difffeat.probe.base import Probe
 from difffeat.probe.bootstrap import bootstrap_interval
 from difffeat.probe.choices import OPTIMISTIC, TIES, choice_of, is_at_edge
-from difffeat.probe.data import FeatureMatrix, FeatureStore, as_multi_hot, rarest_class
+from difffeat.probe.data import FeatureStore
 from difffeat.probe.factory import make_probe
 from difffeat.probe.metrics import THRESHOLD, multi_label_report
-from difffeat.probe.optim import check_seed
 from difffeat.probe.output import write_fresh
 from difffeat.probe.provenance import provenance
 from difffeat.probe.ridge import ALPHAS, RidgeProbe, ridge_path
-from difffeat.probe.sameness import left_out, require_apart, require_same, told
+from difffeat.probe.sameness import left_out, require_apart, require_same
 from difffeat.probe.search import Grid
+from difffeat.probe.splits import FRACTIONS, SPLITS, Part, drawn_rows, labels_of, make_parts, split_rows, usable_rows
 from difffeat.recipe import parse_tap
 
+__all__ = ["SCHEMA", "Part", "Probed", "TapScores", "evaluate_taps", "make_parts", "probe_store", "split_rows", "usable_rows", "write_metrics"]
+
 SCHEMA = "difffeat-metrics/1"
-SPLITS = ("train", "validation", "test")
-
-
-@dataclass(frozen=True)
-class Part:
-    """Rows of a store that serve as one split. `name`: train, validation or test; `source` says in words where they are from."""
-
-    name: str
-    store: FeatureStore
-    rows: np.ndarray
-    source: str
-
-    @property
-    def labels(self) -> np.ndarray:
-        """uint8 [m, C] of the rows."""
-        if self.store.labels is None:
-            raise ProbeError(f"the {self.name} store has no labels. Extract it from a source that has them.")
-        return np.asarray(self.store.labels)[self.rows]
-
-    def features(self, tap: str) -> FeatureMatrix:
-        """The store's features of a tap; select `rows` from them."""
-        return self.store[tap]
-
-
-def usable_rows(store: FeatureStore) -> np.ndarray:
-    """Rows whose sample is valid and whose labels are known, int64 [m]. Raises ProbeError when there are none, or no labels."""
-    if store.labels is None:
-        raise ProbeError("this store has no labels, so nothing can be probed. Extract it from a source that has them.")
-    rows = np.flatnonzero(np.asarray(store.valid) & np.asarray(store.labelled))
-    if len(rows) == 0:
-        raise ProbeError(f"this store has no valid sample with known labels: of {len(store)}, {told(left_out(store))}. Look at difffeat store info.")
-    return rows
-
-
-def split_rows(labels: Any, *, fractions: Sequence[float] = (0.7, 0.15, 0.15), seed: int = 0) -> dict[str, np.ndarray]:
-    """Positions of train, validation and test, each int64 ascending; together every row once.
-
-    Nearly stratified: rows are grouped by their rarest class, each group is shuffled by `seed` and spread evenly over the splits.
-    Raises ProbeError when a split would be empty.
-    """
-    positive = as_multi_hot(labels)
-    if len(fractions) != 3 or min(fractions) < 0 or not np.isclose(sum(fractions), 1):
-        raise ConfigError(f"fractions must be three numbers that sum to 1, got {list(fractions)}")
-    check_seed(seed)
-    rng = np.random.Generator(np.random.PCG64(seed))
-    stratum = rarest_class(positive)
-    keys = np.empty(len(positive))
-    for value in np.unique(stratum):
-        members = rng.permutation(np.flatnonzero(stratum == value))
-        # Evenly spaced keys in (0, 1): every stretch of the sorted rows then holds each group in its share.
-        keys[members] = (np.arange(len(members)) + rng.random()) / len(members)
-    order = np.argsort(keys, kind="stable")
-    cuts = np.round(np.cumsum(fractions)[:2] * len(order)).astype(int)
-    parts = {name: np.sort(part) for name, part in zip(SPLITS, np.split(order, cuts), strict=True)}
-    for name, fraction in zip(SPLITS, fractions, strict=True):
-        if fraction > 0 and len(parts[name]) == 0:
-            raise ProbeError(f"{len(order)} rows are too few for a {name} split of {fraction:g}")
-    return parts
-
-
-def make_parts(
-    train: FeatureStore,
-    *,
-    validation: FeatureStore | None = None,
-    test: FeatureStore | None = None,
-    fractions: Sequence[float] = (0.7, 0.15, 0.15),
-    seed: int = 0,
-    allow_mixed: bool = False,
-) -> dict[str, Part]:
-    """Train, validation and test, each a store of its own where given, else a seeded share of the training store.
-
-    The shares of splits that have a store of their own go to train. Raises ProbeError when stores differ in classes or, unless
-    `allow_mixed`, in their recipe (such features must not meet in one probe), and when two splits share a sample.
-    """
-    given = {"validation": validation, "test": test}
-    for name, own in given.items():
-        if own is not None:
-            require_same(train, own, name, allow_mixed=allow_mixed)
-    rows = usable_rows(train)
-    shares = [0.0 if given[name] is not None else fractions[SPLITS.index(name)] for name in SPLITS[1:]]
-    positions = split_rows(np.asarray(train.labels)[rows], fractions=(1 - sum(shares), *shares), seed=seed)
-    parts = {}
-    for name in SPLITS:
-        own = given.get(name)
-        if own is None:
-            whole = len(positions[name]) == len(rows)
-            source = "a store of its own" if whole else f"a share of the training store, seed {seed}"
-            parts[name] = Part(name, train, rows[positions[name]], source)
-        else:
-            parts[name] = Part(name, own, usable_rows(own), "a store of its own")
-    for first, second in itertools.combinations(parts.values(), 2):
-        require_apart(first.store, first.rows, second.store, second.rows, (first.name, second.name))
-    return parts
 
 
 @dataclass(frozen=True)
 class Probed:
-    """A fitted probe, its scores on the split it is reported on, and the numbers as plain JSON types."""
+    """A fitted probe, its scores on the split it is reported on, the numbers as plain JSON types, and the sample ids of each split."""
 
     probe: Probe
     labels: np.ndarray
     scores: np.ndarray
     result: dict[str, Any] = field(default_factory=dict)
+    ids: dict[str, list[str]] = field(default_factory=dict)
 
 
 def probe_store(
@@ -145,19 +54,24 @@ def probe_store(
     report_on: str = "test",
     method: str = "adam",
     settings: Mapping[str, Any] | None = None,
-    fractions: Sequence[float] = (0.7, 0.15, 0.15),
+    fractions: Sequence[float] = FRACTIONS,
     seed: int = 0,
     n_resamples: int = 1000,
     allow_mixed: bool = False,
+    allow_shared: bool = False,
+    splits: Mapping[str, str] | None = None,
 ) -> Probed:
     """Fit one probe on a tap's training rows and score it on `report_on`.
 
-    **Arguments:** splits as in `make_parts`; `method` and `settings` as in `make_probe`; `seed` of splits, training and bootstrap. Adam's learning
-    rate, ridge's alpha and logistic's C are chosen on validation where `settings` does not give them; `chosen` in the result says what and where.
+    **Arguments:** stores, `fractions`, `allow_mixed`, `allow_shared` and `splits` as in `make_parts`; `method` and `settings` as in `make_probe`;
+    `seed` of splits, training and bootstrap. Adam's learning rate, ridge's alpha and logistic's C are chosen on validation where `settings` does not
+    give them; `chosen` in the result says what and where.
     """
     if report_on not in SPLITS:
         raise ConfigError(f"report_on must be one of {', '.join(SPLITS)}; got {report_on!r}")
-    parts = make_parts(store, validation=validation, test=test, fractions=fractions, seed=seed, allow_mixed=allow_mixed)
+    parts = make_parts(
+        store, validation=validation, test=test, fractions=fractions, seed=seed, allow_mixed=allow_mixed, allow_shared=allow_shared, splits=splits
+    )
     probe = _fit(parts, tap, method, dict(settings or {}), seed)
     part = parts[report_on]
     if len(part.rows) == 0:
@@ -177,17 +91,18 @@ def probe_store(
         "selected_on": probe.selected_on_,
         "reported_on": report_on,
         "splits": {name: {"rows": len(value.rows), "from": value.source} for name, value in parts.items()},
+        "split": dict(parts.record),
         "left_out": {name: left_out(value.store) for name, value in parts.items() if value.store is not store or name == "train"},
         "fingerprints": {name: value.store.fingerprint for name, value in parts.items()},
         "classes": list(store.classes),
         "threshold": THRESHOLD,
         "metrics": multi_label_report(part.labels, scores, probe.probabilities(scores)),
         "interval": interval.to_dict(),
-        "notes": [*probe.notes_, *interval.notes, *flattering],
+        "notes": [*parts.notes, *probe.notes_, *interval.notes, *flattering],
     }
     if isinstance(probe, RidgeProbe):
         result["alpha"] = probe.alpha_
-    return Probed(probe, part.labels, scores, result)
+    return Probed(probe, part.labels, scores, result, {name: value.ids for name, value in parts.items()})
 
 
 def _fit(parts: Mapping[str, Part], tap: str, method: str, settings: dict[str, Any], seed: int) -> Probe:
@@ -255,19 +170,21 @@ def evaluate_taps(
     *,
     alphas: Sequence[float] = ALPHAS,
     max_rows: int | None = None,
+    seed: int = 0,
     allow_mixed: bool = False,
+    allow_shared: bool = False,
 ) -> TapScores:
     """Ridge at every tap, fitted on one store and scored by mAP on the other, alpha chosen there too.
 
     These numbers are for choosing a tap; report the chosen one on a test split. `taps`: all of the training store when None;
-    `max_rows`: use the first so many valid training rows only.
+    `max_rows`: train on so many of the valid rows only, drawn by `seed` (sources are often sorted by class).
     """
     require_same(train, validation, "validation", allow_mixed=allow_mixed)
     names = tuple(train.taps) if taps is None else tuple(taps)
     grid = Grid.of_taps(names)
-    rows, held = usable_rows(train)[:max_rows], usable_rows(validation)
-    require_apart(train, rows, validation, held, ("train", "validation"))
-    y, truth = np.asarray(train.labels)[rows], np.asarray(validation.labels)[held]
+    rows, held = drawn_rows(train, usable_rows(train), max_rows, seed), usable_rows(validation)
+    require_apart(train, rows, validation, held, ("train", "validation"), allow_shared=allow_shared)
+    y, truth = np.asarray(labels_of(train))[rows], np.asarray(labels_of(validation))[held]
     values, chosen = (np.full((len(grid.blocks), len(grid.timesteps)), np.nan) for _ in range(2))
     at_edge = []
     for name in names:
@@ -277,7 +194,7 @@ def evaluate_taps(
         values[place] = max(maps)
         if is_at_edge(chosen[place], alphas, maps):
             at_edge.append(name)
-    evaluated = int(truth.astype(bool).any(axis=0).sum())
+    evaluated = int((truth == 1).any(axis=0).sum())
     return TapScores(grid, values, chosen, evaluated, {"train": len(rows), "validation": len(held)}, tuple(at_edge))
 
 

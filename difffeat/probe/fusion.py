@@ -19,6 +19,7 @@ from difffeat.probe.base import Validation
 from difffeat.probe.data import FeatureMatrix, FeatureStore, matrix_shape, row_count, take
 from difffeat.probe.optim import is_whole, loss_and_gradient
 from difffeat.probe.ridge import ALPHAS, RidgeProbe
+from difffeat.probe.sameness import require_modalities
 from difffeat.probe.training import Parameters, TrainedProbe
 
 KINDS = ("add", "concat")
@@ -87,9 +88,10 @@ class Join:
 def join(image_store: FeatureStore, text_store: FeatureStore) -> Join:
     """Pair the rows of two stores by sample id, where both are valid and, if there are labels at all, one of them knows the sample's.
 
-    Raises ProbeError when an id stands twice in one store, when nothing is shared (with example ids: suffixes are the usual cause), and
-    when known labels or classes of the two stores disagree.
+    Raises ProbeError when the stores are the wrong way round, when an id stands twice in one store, when nothing is shared (with example ids:
+    suffixes are the usual cause), and when known labels or classes of the two stores disagree.
     """
+    require_modalities(image_store, text_store)
     places = {"image": _places(image_store, "image"), "text": _places(text_store, "text")}
     shared = [id_ for id_ in image_store.ids if id_ in places["text"]]
     if not shared:

@@ -27,7 +27,7 @@ class LinearProbe(TrainedProbe):
     the order of samples and of the hold-out. The paper leaves batch and standardisation open; weights start at 0, so the seed decides the order
     only.
 
-    The choice of `lr` trains all rates side by side, in one pass over the batches: five times the arithmetic and one reading. Without validation
+    The choice of `lr` trains all rates side by side, in one pass over the batches: seven times the arithmetic and one reading. Without validation
     rows that is done on four fifths of the rows, and the chosen rate is then trained on all: once more. See `TrainedProbe` for what is known
     after fitting.
     """

@@ -19,8 +19,8 @@ from difffeat.probe.selection import ON_HOLDOUT, ON_VALIDATION, Examples, Judged
 from difffeat.probe.standardize import Standardizer
 from difffeat.probe.training import log_loss
 
-CS: tuple[float, ...] = tuple(10.0**k for k in range(-6, 3))
-"""1e-6 to 1e2 in decades: scikit-learn's C, the inverse strength of the penalty."""
+CS: tuple[float, ...] = tuple(10.0**k for k in range(-6, 5))
+"""1e-6 to 1e4 in decades: scikit-learn's C, the inverse strength of the penalty."""
 
 
 @dataclass(frozen=True)

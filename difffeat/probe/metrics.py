@@ -6,6 +6,8 @@
   as 0.
 - CP and CR are means over classes, CF1 is the harmonic mean of *those two* (not the mean of per-class F1); OP, OR, OF1 pool all decisions.
 
+- A label of −1 says that nobody knows whether this sample has this class. The cell is left out: of AP, of every count, and of the `top` highest.
+
 Every score lies in 0..1. Rank with `decision_function`, not with probabilities: those saturate at 0 and 1 and so make ties.
 Each score is computed through sample weights [n, r], one column a resample, so that a point estimate and its bootstrap are one formula.
 """
@@ -19,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from difffeat.errors import ConfigError, ProbeError
-from difffeat.probe.data import as_multi_hot
+from difffeat.probe.data import known_cells, positive_cells
 
 THRESHOLD = 0.5
 EMPTY = ("skip", "zero")
@@ -66,10 +68,10 @@ class PrecisionRecall:
 def average_precision(labels: Any, scores: Any) -> np.ndarray:
     """Uninterpolated AP of each class, ties grouped; float64 [C], NaN where a class has no positives.
 
-    **Arguments:** `labels` 0/1 [n, C]; `scores` [n, C], higher is more likely. Raises ProbeError when they do not fit.
+    **Arguments:** `labels` 0/1 [n, C], −1 where unknown; `scores` [n, C], higher is more likely. Raises ProbeError when they do not fit.
     """
     positive, ranked = check_scores(labels, scores)
-    return _weighted_ap(positive, ranked)(_ones(len(positive)))[:, 0]
+    return _weighted_ap(positive, ranked, known_cells(labels))(_ones(len(positive)))[:, 0]
 
 
 def mean_average_precision(labels: Any, scores: Any, *, empty: str = "skip") -> MeanAveragePrecision:
@@ -111,6 +113,8 @@ def top_k_hits(labels: Any, scores: Any, k: int) -> np.ndarray:
         raise ProbeError(f"top-{k} was asked for, but there are {n_classes} classes")
     own = ranked[np.arange(n), truth][:, None]
     before = (ranked > own) | ((ranked == own) & (np.arange(n_classes) < truth[:, None]))
+    if (known := known_cells(labels)) is not None:
+        before &= known
     return before.sum(axis=1) < k
 
 
@@ -123,7 +127,7 @@ def multi_label_report(labels: Any, scores: Any, probabilities: Any, *, threshol
     report["all"] = precision_recall(labels, probabilities, threshold=threshold).to_dict()
     if np.shape(scores)[1] >= 3:
         report["top3"] = precision_recall(labels, probabilities, threshold=threshold, top=3).to_dict()
-    if (as_multi_hot(labels).sum(axis=1) == 1).all():
+    if known_cells(labels) is None and (positive_cells(labels).sum(axis=1) == 1).all():
         report["accuracy"] = {f"top{k}": top_k_accuracy(labels, scores, k) for k in (1, 5) if k <= np.shape(scores)[1]}
     return report
 
@@ -135,7 +139,7 @@ def statistic(metric: str, labels: Any, scores: Any, *, empty: str = "skip", thr
     """
     precision_recall_rows = ("cp", "cr", "cf1", "op", "or", "of1")
     if metric == "map":
-        return _weighted_map(*check_scores(labels, scores), empty)
+        return _weighted_map(*check_scores(labels, scores), empty, known_cells(labels))
     if metric in precision_recall_rows:
         every, row = _precision_recall(*decide(labels, scores, threshold=threshold, top=top)), precision_recall_rows.index(metric)
         return lambda weights: every(weights)[row]
@@ -147,7 +151,7 @@ def statistic(metric: str, labels: Any, scores: Any, *, empty: str = "skip", thr
 
 def class_precisions(labels: Any, scores: Any) -> Statistic:
     """The weighted form of the AP of each class: sample weights [n, r] -> float64 [C, r], NaN where a class has no positive. Ranked once, here."""
-    return _weighted_ap(*check_scores(labels, scores))
+    return _weighted_ap(*check_scores(labels, scores), known_cells(labels))
 
 
 def mean_over_classes(values: np.ndarray, empty: str) -> np.ndarray:
@@ -160,7 +164,7 @@ def mean_over_classes(values: np.ndarray, empty: str) -> np.ndarray:
 
 def check_scores(labels: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
     """(bool [n, C], scores [n, C]), or a ProbeError that says what does not fit."""
-    positive, ranked = as_multi_hot(labels), _check_ranked(scores)
+    positive, ranked = positive_cells(labels), _check_ranked(scores)
     if positive.shape != ranked.shape:
         raise ProbeError(f"labels {list(positive.shape)} and scores {list(ranked.shape)} differ in shape; both must be [n, C]")
     if not positive.any():
@@ -169,13 +173,15 @@ def check_scores(labels: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def decide(labels: Any, probabilities: Any, *, threshold: float, top: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """(positive, decided), both bool [n, C]."""
+    """(positive, decided), both bool [n, C]; in neither are cells whose label nobody knows."""
     positive, chances = check_scores(labels, probabilities)
     if chances.min() < 0 or chances.max() > 1:
         raise ProbeError(
             f"probabilities must lie in 0..1, found {chances.min():.4g}..{chances.max():.4g}. Pass predict_proba, not decision_function."
         )
-    decided = chances > threshold
+    decided, known = chances > threshold, known_cells(labels)
+    if known is not None:
+        decided, chances = decided & known, np.where(known, chances, -1)
     if top is not None:
         if not 1 <= top <= chances.shape[1]:
             raise ProbeError(f"the top {top} were asked for, but there are {chances.shape[1]} classes")
@@ -206,7 +212,7 @@ def _check_empty(empty: str) -> None:
 def _class_numbers(labels: Any, n: int, n_classes: int) -> np.ndarray:
     array = np.asarray(labels)
     if array.ndim == 2:
-        multi_hot = as_multi_hot(array)
+        multi_hot = positive_cells(array)
         if (multi_hot.sum(axis=1) != 1).any():
             raise ProbeError("top-k accuracy needs exactly one class a sample; for several use mean_average_precision")
         array = multi_hot.argmax(axis=1)
@@ -221,18 +227,18 @@ def _ones(n: int) -> np.ndarray:
     return np.ones((n, 1))
 
 
-def _steps(positive: np.ndarray, scores: np.ndarray) -> tuple[Any, Any]:
+def _steps(positive: np.ndarray, scores: np.ndarray, known: np.ndarray | bool = True) -> tuple[Any, Any]:
     """Sparse sums over the steps of one class's precision-recall curve: [G, n] of all samples and [G, n] of positives.
 
     A step is one distinct score that some positive has; samples scored between two steps join the lower one. Positives have nothing
-    below the last step, so samples there are in no row.
+    below the last step, so samples there are in no row; nor are those that are not `known`.
     """
     from scipy.sparse import csr_array
 
     rank = np.unique(-scores, return_inverse=True)[1]
     steps = np.unique(rank[positive])
     step = np.searchsorted(steps, rank)
-    inside = np.flatnonzero(step < len(steps))
+    inside = np.flatnonzero((step < len(steps)) & known)
     hits = np.flatnonzero(positive)
 
     def sums(samples: np.ndarray) -> Any:
@@ -241,9 +247,12 @@ def _steps(positive: np.ndarray, scores: np.ndarray) -> tuple[Any, Any]:
     return sums(inside), sums(hits)
 
 
-def _weighted_ap(positive: np.ndarray, scores: np.ndarray) -> Statistic:
+def _weighted_ap(positive: np.ndarray, scores: np.ndarray, known: np.ndarray | None = None) -> Statistic:
     """Weights [n, r] -> AP [C, r]: Σ over steps of (positives at the step)·(precision there), over all positives."""
-    plans = [_steps(positive[:, c], scores[:, c]) if positive[:, c].any() else None for c in range(positive.shape[1])]
+    plans = [
+        _steps(positive[:, c], scores[:, c], True if known is None else known[:, c]) if positive[:, c].any() else None
+        for c in range(positive.shape[1])
+    ]
 
     def evaluate(weights: np.ndarray) -> np.ndarray:
         result = np.full((len(plans), weights.shape[1]), np.nan)
@@ -260,9 +269,9 @@ def _weighted_ap(positive: np.ndarray, scores: np.ndarray) -> Statistic:
     return evaluate
 
 
-def _weighted_map(positive: np.ndarray, scores: np.ndarray, empty: str) -> Statistic:
+def _weighted_map(positive: np.ndarray, scores: np.ndarray, empty: str, known: np.ndarray | None = None) -> Statistic:
     _check_empty(empty)
-    per_class = _weighted_ap(positive, scores)
+    per_class = _weighted_ap(positive, scores, known)
 
     return lambda weights: mean_over_classes(per_class(weights), empty)
 

@@ -18,13 +18,18 @@ LOSSES = ("bce", "softmax")
 AUTO = "auto"
 """The loss is softmax where each sample has one of several classes, else bce."""
 
-LRS: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+LRS: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 """Learning rates to choose from; the paper's is the first."""
 
 
 def cosine(lr: float, step: int, steps: int) -> float:
     """The rate at `step` (from 0) of `steps`."""
     return lr * (1 + math.cos(math.pi * step / steps)) / 2
+
+
+def spent(step: float, steps: int) -> float:
+    """The rates summed over all steps before `step`, as a share of the first rate times `steps`."""
+    return step / steps / 2 + math.sin(math.pi * step / steps) / (2 * math.pi)
 
 
 class Adam:

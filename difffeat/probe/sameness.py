@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from difffeat.probe.data import FeatureStore
 from difffeat.runtime.manifest import differences
 
 _SHOWN = 5
+_EXAMPLES = 3
 
 
 def require_same(train: FeatureStore, other: FeatureStore, name: str, *, allow_mixed: bool = False) -> None:
@@ -57,27 +59,112 @@ def require_same_recipe(train: FeatureStore, other: FeatureStore, name: str, oth
     )
 
 
-def require_apart(first: FeatureStore, first_rows: np.ndarray, second: FeatureStore, second_rows: np.ndarray, names: tuple[str, str]) -> None:
+def modality(store: Any) -> str | None:
+    """`text` or `image` as the store's recipe says; None where it says nothing."""
+    kind = dict(getattr(store, "manifest", {})).get("recipe", {}).get("graph", {}).get("kind")
+    return None if kind is None else "text" if kind in ("text", "text-sweep") else "image"
+
+
+def require_modalities(image_store: Any, text_store: Any) -> None:
+    """Raises ProbeError where the image store holds features of captions, the text store features of images, or both are one store."""
+    kinds = modality(image_store), modality(text_store)
+    names = _name_of(image_store, "the image store"), _name_of(text_store, "the text store")
+    if kinds == ("text", "image"):
+        raise ProbeError(
+            f"the stores are the wrong way round: {names[0]} holds features of captions and {names[1]} features of images. "
+            "Give the image store first."
+        )
+    if kinds[0] == "text":
+        raise ProbeError(f"{names[0]} was given as the image store, but it holds features of captions, as {names[1]} does. Give features of images.")
+    if kinds[1] == "image":
+        raise ProbeError(f"{names[1]} was given as the text store, but it holds features of images, as {names[0]} does. Give features of captions.")
+    if image_store is text_store:
+        raise ProbeError(f"{names[0]} was given as the image store and as the text store. Give two stores.")
+
+
+def _name_of(store: Any, otherwise: str) -> str:
+    path = getattr(store, "path", None)
+    return otherwise if path is None else str(path)
+
+
+def content_groups(store: Any) -> np.ndarray | None:
+    """Number of each row's image, int64 [n]; rows of one image have one number. None where no image stands in two rows.
+
+    Images are the same where their bytes are; captions belong to one image where the source names the same one for them (two images may have the
+    same caption).
+    """
+    if modality(store) == "text":
+        named = getattr(store, "images", None) or [None] * len(store)
+        keys: list[Any] = [row if name is None else name for row, name in enumerate(named)]
+    else:
+        keys = [row if digest is None else digest for row, digest in enumerate(_digests(store, np.arange(len(store))))]
+    numbers: dict[Any, int] = {}
+    groups = np.array([numbers.setdefault(key, len(numbers)) for key in keys], np.int64)
+    return None if len(numbers) == len(groups) else groups
+
+
+def _digests(store: Any, rows: np.ndarray) -> list[bytes | None]:
+    """What was read for each row, as a digest; None where the store does not know."""
+    inputs = getattr(store, "inputs", None)
+    if inputs is None or len(inputs) != len(store) or len(rows) == 0:
+        return [None] * len(rows)
+    read = np.ascontiguousarray(inputs[rows], np.uint8)
+    width, text = read.shape[1], read.tobytes()
+    known = read.any(axis=1).tolist()
+    return [text[width * row : width * (row + 1)] if known[row] else None for row in range(len(read))]
+
+
+def require_apart(
+    first: FeatureStore,
+    first_rows: np.ndarray,
+    second: FeatureStore,
+    second_rows: np.ndarray,
+    names: tuple[str, str],
+    *,
+    allow_shared: bool = False,
+) -> list[str]:
     """Raises ProbeError when samples of one split stand in the other as well: what was trained or chosen on them would be scored on them.
 
-    The same sample is one of the same id that was read from the same bytes (an image's file, a caption's tokens): unrelated data sets may both
-    have a `00000`, and two samples may have the same words.
+    The same image is one of the same bytes, whatever its id: data sets are cut from one another under other names. The same caption is one of the
+    same id and tokens, because two images may have the same words. With `allow_shared` it is not refused. Returns sentences on what is shared and
+    allowed, and on what may be shared and cannot be known.
     """
-    if first is second and not np.intersect1d(first_rows, second_rows).size:
-        return  # ids are unique in a store
-    ids, others = first.ids, second.ids
-    places = {others[row]: row for row in second_rows.tolist()}
-    alike = [(row, places[ids[row]]) for row in first_rows.tolist() if ids[row] in places]
-    if not alike:
-        return
-    mine, theirs = np.array(alike).T
-    same = (np.asarray(first.inputs[mine]) == np.asarray(second.inputs[theirs])).all(axis=1)
-    if same.any():
-        example = ids[int(mine[same][0])]
+    mine, theirs = _digests(first, first_rows), _digests(second, second_rows)
+    first_ids, second_ids = ([store.ids[row] for row in rows.tolist()] for store, rows in ((first, first_rows), (second, second_rows)))
+    by_id = dict(zip(first_ids, mine, strict=True))
+    by_content = dict(zip(reversed(mine), reversed(first_ids), strict=True))
+    by_content.pop(None, None)
+    text = modality(first) == "text"
+    same, words, reused = [], 0, 0
+    for id_, digest in zip(second_ids, theirs, strict=True):
+        if id_ in by_id and by_id[id_] == digest:
+            same.append((id_, id_))
+        elif digest in by_content and not text:
+            same.append((by_content[digest], id_))
+        else:
+            words += digest in by_content
+            reused += id_ in by_id
+    if same and not allow_shared:
         raise ProbeError(
-            f"{int(same.sum())} samples of the {names[1]} split are in the {names[0]} split as well, for example {example!r} (same id, same "
-            f"content): scores on them would flatter. Extract the {names[1]} store from samples that the {names[0]} store does not have."
+            f"{_shared(same, names)}: scores on them would flatter. Extract the {names[1]} store from samples that the {names[0]} store does not "
+            "have, or go on with --allow-shared (from Python, allow_shared=True), which the result records."
         )
+    notes = [f"{_shared(same, names)}: scores on them flatter, and were allowed"] if same else []
+    if words:
+        notes.append(f"{words} captions of the {names[1]} split stand in the {names[0]} split as well, for other samples")
+    if reused and not text:
+        notes.append(
+            f"{reused} ids of the {names[1]} split stand in the {names[0]} split as well, with other bytes: see that they are other images, for the "
+            "same picture encoded anew cannot be told from another one"
+        )
+    return notes
+
+
+def _shared(same: Sequence[tuple[str, str]], names: tuple[str, str]) -> str:
+    renamed = [pair for pair in same if pair[0] != pair[1]]
+    examples = [f"{id_!r} (same id, same content)" for id_, _ in [pair for pair in same if pair[0] == pair[1]][:1]]
+    examples += [f"{id_!r}, which is {other!r} in {names[0]} (same content)" for other, id_ in renamed[: _EXAMPLES - len(examples)]]
+    return f"{len(same)} samples of the {names[1]} split are in the {names[0]} split as well, for example {'; '.join(examples)}"
 
 
 def left_out(store: FeatureStore) -> dict[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from difffeat.errors import ProbeError
 from difffeat.probe.base import Probe
 from difffeat.probe.data import FeatureMatrix, matrix_shape, row_chunks, row_count, take
 from difffeat.probe.labels import BINARY, MULTICLASS, Labels
-from difffeat.probe.optim import AUTO, LRS, Adam, batches, candidates, check_training, loss_and_gradient, steps_of
+from difffeat.probe.optim import AUTO, LRS, Adam, batches, candidates, check_training, cosine, loss_and_gradient, spent, steps_of
 from difffeat.probe.selection import ON_HOLDOUT, ON_VALIDATION, Examples, Judged, by_map, edge_note, hold_out, judge
 from difffeat.probe.standardize import Standardizer
 
@@ -21,12 +22,23 @@ CACHE_BYTES = 2**30
 STACK_BYTES = 2**29
 """Learning rates are tried side by side, in one pass over the batches, as long as their weights and moments need no more than this."""
 
-FALLING = 0.02
-"""The loss is still falling when its fall in the second half of a training is more than this share of the first epoch's loss."""
+FALLING = 0.05
+"""The loss is still falling when the steps of the second half of a training take off more than this share of what the whole of it did."""
+
+_PIECES = 16
+"""A training of few epochs is looked at in so many pieces."""
 
 Parameters = dict[str, np.ndarray]
 Reader = Callable[[np.ndarray], np.ndarray]
 """Positions among the selected rows -> standardised float32 [m, D]."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """How a loss went: `history`, its mean in each epoch, and `pieces`, the same in pieces of equal length."""
+
+    history: list[float]
+    pieces: list[float]
 
 
 class TrainedProbe(Probe):
@@ -68,63 +80,73 @@ class TrainedProbe(Probe):
         self.target_ = examples.labels.target
         rates = candidates(self.lr, LRS)
         if len(rates) == 1:
-            trained, standardizer, histories = self._trainings(examples, rates)
+            trained, standardizer, curves = self._trainings(examples, rates)
             self.lr_, self.lrs_, self.validation_map_, self.validation_loss_ = rates[0], rates, [], []
             self.selected_on_ = "nothing: lr was given"
-            return self._settle(trained[0], standardizer, histories[0]), self._falling()
+            return self._settle(trained[0], standardizer, curves[0])
         inner, outer = (examples, held) if held is not None else hold_out(examples, self.seed, "lr")
-        trained, standardizer, histories = self._trainings(inner, rates)
+        trained, standardizer, curves = self._trainings(inner, rates)
         judged = self._judge(trained, standardizer, outer)
         place = judged.best(last=False)
         self.lr_, self.lrs_ = rates[place], rates
         self.validation_map_, self.validation_loss_ = judged.maps, judged.losses
         self.selected_on_ = ON_VALIDATION if held is not None else ON_HOLDOUT
+        edge = edge_note("lr", rates, place, judged)
         if held is None:
-            final, standardizer, finals = self._trainings(examples, [self.lr_])
-            parameters, history = final[0], finals[0]
-        else:
-            parameters, history = trained[place], histories[place]
-        return self._settle(parameters, standardizer, history), [*edge_note("lr", rates, place, judged), *self._falling()]
+            trained, standardizer, curves = self._trainings(examples, [self.lr_])
+            place = 0
+        parameters, notes = self._settle(trained[place], standardizer, curves[place])
+        return parameters, edge + notes
 
-    def _settle(self, parameters: Parameters, standardizer: Standardizer, history: list[float]) -> Parameters:
-        self.standardizer_, self.history_ = standardizer, history
-        return parameters
+    def _settle(self, parameters: Parameters, standardizer: Standardizer, curve: Curve) -> tuple[Parameters, list[str]]:
+        """Keep what a training was like; (parameters, what should be said about it)."""
+        self.standardizer_, self.history_ = standardizer, curve.history
+        share = still_falling(curve.pieces)
+        if share <= FALLING:
+            return parameters, []
+        return parameters, [
+            f"the loss is still falling after {self.epochs} epochs of batches of {self.batch_size} at lr {self.lr_:g}: {share:.0%} of its fall came "
+            "from the steps of the second half. Raise epochs, or lr, or use RidgeProbe."
+        ]
 
-    def _trainings(self, examples: Examples, rates: Sequence[float]) -> tuple[list[Parameters], Standardizer, list[list[float]]]:
-        """(parameters of each rate, standardisation, history of each rate) on some rows."""
+    def _trainings(self, examples: Examples, rates: Sequence[float]) -> tuple[list[Parameters], Standardizer, list[Curve]]:
+        """(parameters of each rate, standardisation, how the loss of each went) on some rows."""
         x, rows, labels = examples.x, examples.rows, examples.labels
         width = matrix_shape(x)[1]
         standardizer = Standardizer.fit(x, rows) if self.standardize else Standardizer.identity(width)
         read, first = standardised_reader(x, rows, standardizer), self._initial(width, labels.positive.shape[1])
         together = max(1, STACK_BYTES // (16 * sum(value.size for value in first.values())))
-        trained, histories = list[Parameters](), list[list[float]]()
+        trained, curves = list[Parameters](), list[Curve]()
         for start in range(0, len(rates), together):
             group = np.asarray(rates[start : start + together], np.float64)
             stacked = {name: np.repeat(value[None], len(group), axis=0) for name, value in first.items()}
-            losses = self._train(stacked, group, read, labels)
+            epochs, pieces = self._train(stacked, group, read, labels)
             trained += [{name: value[place].copy() for name, value in stacked.items()} for place in range(len(group))]
-            histories += losses.T.tolist()
+            curves += [Curve(*pair) for pair in zip(epochs.T.tolist(), pieces.T.tolist(), strict=True)]
         if len(rates) == 1:
-            _check_loss(histories[0])
-        return trained, standardizer, histories
+            _check_loss(curves[0].history)
+        return trained, standardizer, curves
 
-    def _train(self, parameters: Parameters, rates: np.ndarray, read: Reader, labels: Labels) -> np.ndarray:
-        """Train the R stacked `parameters` in place; the mean loss of each epoch, float64 [epochs, R]."""
+    def _train(self, parameters: Parameters, rates: np.ndarray, read: Reader, labels: Labels) -> tuple[np.ndarray, np.ndarray]:
+        """Train the R stacked `parameters` in place; the mean loss of each epoch float64 [epochs, R], and of each piece for `still_falling`."""
         n = len(labels)
         steps = steps_of(n, epochs=self.epochs, batch_size=self.batch_size)
         adam = Adam(parameters, lr=rates, steps=steps, weight_decay=self.weight_decay)
-        losses = np.zeros((self.epochs, len(rates)))
+        losses, by_step = np.zeros((self.epochs, len(rates))), list[np.ndarray]()
         with np.errstate(over="ignore", invalid="ignore"):
             for epoch, positions in batches(n, epochs=self.epochs, batch_size=self.batch_size, seed=self.seed):
                 truth = labels.positive[positions].astype(np.float32)
                 known = None if labels.known is None else labels.known[positions]
                 values, slopes = self._slopes(parameters, read(positions), truth, known)
                 losses[epoch] += np.asarray(values) * (len(positions) / n)
+                by_step.append(np.asarray(values, np.float64))
                 if not np.isfinite(losses[epoch]).any():
                     losses[epoch:] = np.nan
                     break
                 adam.step(slopes)
-        return losses
+        if self.epochs >= 8 or steps < 4 * _PIECES:
+            return losses, losses
+        return losses, np.array([np.mean(piece, axis=0) for piece in np.array_split(np.array(by_step), _PIECES)])
 
     def _judge(self, trained: Sequence[Parameters], standardizer: Standardizer, held: Examples) -> Judged:
         """What each rate reaches on the rows that were kept for the choice."""
@@ -138,15 +160,6 @@ class TrainedProbe(Probe):
             maps.append(value)
             losses.append(loss)
         return Judged(maps, losses, by_map(held.labels))
-
-    def _falling(self) -> list[str]:
-        share = still_falling(self.history_)
-        if share <= FALLING:
-            return []
-        return [
-            f"the loss is still falling after {self.epochs} epochs of {self.batch_size} rows at lr {self.lr_:g}: "
-            f"the second half took off {share:.0%} of the loss at the start. Raise epochs, or lr, or use RidgeProbe."
-        ]
 
     def _initial(self, width: int, n_columns: int) -> Parameters:
         """Parameters before the training."""
@@ -174,11 +187,22 @@ class TrainedProbe(Probe):
         self.lr_, self.lrs_ = float(facts.get("lr", given)), [float(value) for value in facts.get("lrs", ())]
 
 
-def still_falling(history: Sequence[float]) -> float:
-    """The fall of the loss in the second half of a training, as a share of the first epoch's. 0 where fewer than four epochs tell nothing."""
-    if len(history) < 4 or not history[0] > 0:
+def still_falling(curve: Sequence[float]) -> float:
+    """The share of a training's fall of the loss that the steps of its second half account for; `curve`: mean losses of equally long pieces.
+
+    Towards the end a loss falls for two reasons: the weights still move, by what is left of the summed rate, and the noise of the steps dies down
+    with the rate itself. Both shapes are fitted to the second half, and only the first says that the training ended too soon. 0 where fewer than
+    eight pieces tell nothing.
+    """
+    n, half = len(curve), len(curve) // 2
+    whole = curve[0] - curve[-1] if n else 0.0
+    if n < 8 or not np.isfinite(curve).all() or whole <= 1e-6 * abs(curve[0]):
         return 0.0
-    return (history[len(history) // 2 - 1] - history[-1]) / history[0]
+    middles = np.arange(half, n) + 0.5
+    moved, rate = np.array([spent(m, n) for m in middles]), np.array([cosine(1.0, m, n) for m in middles])
+    shapes = np.stack([np.ones(n - half), -moved, rate], axis=1)
+    pace = np.linalg.lstsq(shapes, np.asarray(curve[half:]), rcond=None)[0][1]
+    return float(pace * (0.5 - spent(half, n)) / whole)
 
 
 def log_loss(loss: str, labels: Labels, scores: np.ndarray) -> float:

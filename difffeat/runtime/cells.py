@@ -88,6 +88,8 @@ def _content(scalar: Any, limit: int) -> bytes | str:
     import pyarrow as pa
 
     path = None
+    if isinstance(scalar, pa.DictionaryScalar):
+        scalar = scalar.value
     if pa.types.is_struct(scalar.type) and scalar.is_valid:
         path = scalar["path"].as_py() if "path" in scalar else None
         scalar = scalar["bytes"]

@@ -53,7 +53,8 @@ class Rows:
         self.numbers = np.arange(len(store)) if keep_quarantined else np.flatnonzero(store.valid)
         self.text = store.recipe.graph.family == "plaid"
         self.origin = {"format": FORMAT, "fingerprint": store.fingerprint, "recipe": store.recipe.to_dict(), "taps": list(taps)}
-        self.sample_columns = ("id", "image", "captions", "labels", *(("valid",) if keep_quarantined else ()))
+        self.label_columns = ("labels", *(("unknown",) if any(store.unknown_names) else ()))
+        self.sample_columns = ("id", "image", "captions", *self.label_columns, *(("valid",) if keep_quarantined else ()))
         self._store = store
         row_bytes = sum(int(np.prod(shape)) for shape in self.taps.values()) * self.dtype.itemsize
         self._block = max(1, BLOCK_BYTES // row_bytes)
@@ -72,14 +73,14 @@ class Rows:
                 yield cut, {tap: self._typed(tap, arrays[tap][cut - first], cut) for tap in taps}
 
     def column(self, name: str, numbers: np.ndarray) -> list[Any]:
-        """What is known of these rows: id, image (also image_path), caption (as the recipe joins them), captions, labels, valid."""
+        """What is known of these rows: id, image (also image_path), caption (as the recipe joins them), captions, labels, unknown (classes), valid."""
         if name == "valid":
             return self._store.valid[numbers].tolist()
         if name == "caption":
             first = self._store.recipe.run.captions == "first"
             return [" ".join(own[:1] if first else own) for own in self.column("captions", numbers)]
         store = self._store
-        values = {"id": store.ids, "captions": store.captions, "labels": store.label_names}.get(name, store.images)
+        values = {"id": store.ids, "captions": store.captions, "labels": store.label_names, "unknown": store.unknown_names}.get(name, store.images)
         return [values[number] for number in numbers.tolist()]
 
     def _typed(self, tap: str, values: np.ndarray, numbers: np.ndarray) -> np.ndarray:

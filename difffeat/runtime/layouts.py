@@ -105,7 +105,8 @@ def _metadata_schema(rows: Rows) -> pa.Schema:
     import pyarrow as pa
 
     strings = pa.list_(pa.string())
-    fields = [("image_path", pa.string()), ("caption", pa.string()), ("id", pa.string()), ("captions", strings), ("labels", strings)]
+    fields = [("image_path", pa.string()), ("caption", pa.string()), ("id", pa.string()), ("captions", strings)]
+    fields += [(name, strings) for name in rows.label_columns]
     return pa.schema([*fields, *([("valid", pa.bool_())] if rows.keep_quarantined else [])])
 
 
@@ -121,7 +122,7 @@ def _feature_schema(rows: Rows) -> pa.Schema:
     import pyarrow as pa
 
     strings = pa.list_(pa.string())
-    fields = [("id", pa.string()), ("captions", strings), ("labels", strings), ("valid", pa.bool_())]
+    fields = [("id", pa.string()), *((name, strings) for name in ("captions", *rows.label_columns)), ("valid", pa.bool_())]
     features = [(safe_tap(tap), _list_type(pa.from_numpy_dtype(rows.dtype), shape)) for tap, shape in rows.taps.items()]
     return pa.schema([*fields, *features], metadata={"difffeat": json.dumps(rows.origin, sort_keys=True)})
 
@@ -139,7 +140,7 @@ def _feature_tables(rows: Rows, part: Part) -> Iterator[pa.Table]:
 
     schema = _feature_schema(rows)
     for numbers, arrays in rows.blocks(part.rows, tuple(rows.taps)):
-        columns = {name: pa.array(rows.column(name, numbers), schema.field(name).type) for name in ("id", "captions", "labels", "valid")}
+        columns = {name: pa.array(rows.column(name, numbers), schema.field(name).type) for name in ("id", "captions", *rows.label_columns, "valid")}
         columns |= {safe_tap(tap): _fixed_lists(array, rows.taps[tap]) for tap, array in arrays.items()}
         yield pa.table(columns, schema=schema)
 

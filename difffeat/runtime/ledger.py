@@ -16,6 +16,7 @@ from difffeat.runtime.origin import extract_commands, readable_origin
 from difffeat.runtime.progress import Clock, Summary
 from difffeat.runtime.samples import Sample, Source
 from difffeat.runtime.table import renamed
+from difffeat.runtime.understood import understood_dict
 from difffeat.runtime.witness import require_same_images, same_under_other_ids
 from difffeat.runtime.writer import StoreWriter
 
@@ -113,6 +114,7 @@ class Ledger:
             device=device,
             executor=executor,
             reasons=_reasons(self.receipts),
+            understood=understood_dict(source),
         )
 
     def _require_new_images(self) -> None:

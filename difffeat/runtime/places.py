@@ -61,24 +61,50 @@ def is_hidden(path: str) -> bool:
 
 
 def is_pattern(place: str) -> bool:
-    """Whether this names several places: `{000..150}`, `{train,val}`, or, on disk, `*`."""
-    return not os.path.exists(place) and (_BRACES.search(place) is not None or ("*" in place and not is_url(place)))
+    """Whether this names several places: `{000..150}`, `{train,val}`, or, on disk, `*`, `**`, `?` and `[a-z]`."""
+    return not os.path.exists(place) and (_BRACES.search(place) is not None or _is_glob(place))
+
+
+def _is_glob(place: str) -> bool:
+    return not is_url(place) and glob.has_magic(place)
+
+
+def fixed_part(pattern: str) -> str:
+    """The folders of a pattern on disk before the first that holds a sign of it; empty where it begins with one."""
+    parts = pattern.split("/")
+    first = next(place for place, part in enumerate(parts) if _BRACES.search(part) is not None or glob.has_magic(part))
+    return "/".join(parts[:first]) or ("/" if pattern.startswith("/") else ".")
 
 
 def expand(pattern: str) -> list[str]:
-    """Every place of a pattern, braces in the order they are written, `*` sorted.
+    """Every place of a pattern, braces in the order they are written, those of `*`, `**`, `?` and `[...]` sorted.
 
     Raises SourceError naming the places that are not there (on disk; a URL's are found out when they are opened), or when there are too many.
     """
     named = _braces(pattern)
-    missing = [place for place in named if not is_url(place) and "*" not in place and not os.path.exists(place)]
+    missing = [place for place in named if not _is_glob(place) and not is_url(place) and not os.path.exists(place)]
     if missing:
         some = ", ".join(missing[:5]) + (" ..." if len(missing) > 5 else "")
         raise SourceError(f"{len(missing)} of the {len(named)} files of {pattern} do not exist: {some}. Get them, or narrow the pattern.")
-    found = [place for name in named for place in (sorted(glob.glob(name)) if "*" in name and not is_url(name) else [name])]
+    found = [place for name in named for place in (_globbed(name) if _is_glob(name) and not os.path.exists(name) else [name])]
     if not found:
         raise SourceError(f"no file matches {pattern}. Check the path, and quote the pattern so that the shell leaves it alone.")
     return found
+
+
+def _globbed(pattern: str) -> list[str]:
+    """What matches, sorted; not what a link in a circle makes of it, which `**` follows."""
+    known: dict[str, bool] = {}
+
+    def circles(folder: str) -> bool:
+        if folder not in known:
+            above = [folder]
+            while (upper := os.path.dirname(above[-1])) not in ("", above[-1]):
+                above.append(upper)
+            known[folder] = len({os.path.realpath(own) for own in above}) < len(above)
+        return known[folder]
+
+    return sorted(found for found in glob.glob(pattern, recursive=True) if "**" not in pattern or not circles(os.path.dirname(found)))
 
 
 def _braces(pattern: str) -> list[str]:

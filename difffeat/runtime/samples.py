@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from difffeat.errors import DuplicateSample, EmptySource, SourceFormatError
 from difffeat.runtime.blobs import Blob, UnreadableBlob
+from difffeat.runtime.understood import Understood, passed_over
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 NO_TEXT = "cannot be written as UTF-8 (lone surrogates, or bytes of another encoding)"
@@ -21,7 +23,8 @@ class Sample:
     """One sample. A million of them take about half a gigabyte; they can be pickled, and so sent to a worker.
 
     **Fields:** `id` unique in its source; `image` where its bytes lie, or None; `locator` that place as a person would name it; `captions`;
-    `labels` class names, None where the source has none; `problem` what is wrong with its captions, told in quarantine when they are needed (what is
+    `labels` class names, None where the source has none; `unknown` names of classes of which alone nobody knows whether the sample has them (never
+    those of `labels`); `problem` what is wrong with its captions, told in quarantine when they are needed (what is
     wrong with its image, `image` tells when it is read).
     """
 
@@ -31,6 +34,7 @@ class Sample:
     captions: tuple[str, ...] = ()
     labels: tuple[str, ...] | None = None
     problem: str | None = None
+    unknown: tuple[str, ...] = ()
 
     @property
     def size(self) -> int:
@@ -57,9 +61,9 @@ def storable(sample: Sample) -> Sample:
     """The sample itself where all its texts can be written as UTF-8. Captions that cannot become its problem; an id, a place or a label that cannot
     make it a broken sample, whose id is the old one escaped, with a digest that keeps it apart from an id that is written so.
     """
-    if is_text(f"{sample.id}{sample.locator}{sample.problem}{''.join(sample.captions)}{''.join(sample.labels or ())}"):
+    if is_text(f"{sample.id}{sample.locator}{sample.problem}{''.join(sample.captions)}{''.join(sample.labels or ())}{''.join(sample.unknown)}"):
         return sample
-    texts = {"id": (sample.id,), "image's name": (sample.locator or "",), "label": sample.labels or ()}
+    texts = {"id": (sample.id,), "image's name": (sample.locator or "",), "label": (*(sample.labels or ()), *sample.unknown)}
     spoiled = [name for name, values in texts.items() if not all(map(is_text, values))]
     if not spoiled:
         captions = sample.captions if all(map(is_text, sample.captions)) else ()
@@ -70,6 +74,17 @@ def storable(sample: Sample) -> Sample:
     reason = sample.problem if isinstance(sample.image, UnreadableBlob) else None
     reason = reason or f"its {' and its '.join(spoiled)} {NO_TEXT}. Rename the file, or mend the row."
     return broken_sample(identity, escaped(sample.locator or sample.id), escaped(reason))
+
+
+def composed(sample: Sample) -> Sample:
+    """The sample itself where its id and labels are composed Unicode (NFC); else one whose are: file systems write the same name in several forms."""
+    texts = (sample.id, *(sample.labels or ()), *sample.unknown)
+    if all(text.isascii() or unicodedata.is_normalized("NFC", text) for text in texts):
+        return sample
+    identity, *names = (unicodedata.normalize("NFC", text) for text in texts)
+    count = len(sample.labels or ())
+    labels = None if sample.labels is None else tuple(dict.fromkeys(names[:count]))
+    return replace(sample, id=identity, labels=labels, unknown=tuple(names[count:]))
 
 
 def broken_notes(samples: Iterable[Sample]) -> tuple[str, ...]:
@@ -86,7 +101,7 @@ class Source:
 
     **Fields:** `name` what the user gave; `samples`; `classes` of the labels, in the order of the multi-hot columns (empty without labels);
     `ignored` how many files of each suffix were passed over, and hidden ones; `notes` what else a reader wants known about the listing, each a
-    sentence.
+    sentence; `understood` where ids, labels, classes and captions come from.
 
     Samples whose texts cannot be written as UTF-8 are taken as `storable` makes them, and counted in a note.
 
@@ -98,14 +113,18 @@ class Source:
     classes: tuple[str, ...] = ()
     ignored: Counter[str] = field(default_factory=Counter)
     notes: tuple[str, ...] = ()
+    understood: Understood = Understood()
 
     def __post_init__(self) -> None:
         if not self.samples:
-            passed = ", ".join(f"{count} × {suffix or 'no suffix'}" for suffix, count in self.ignored.most_common(5))
-            raise EmptySource(
-                f"{self.name} holds no samples{f' (passed over: {passed})' if passed else ''}. Accepted images: {', '.join(IMAGE_SUFFIXES)}."
-            )
+            passed = f" (passed over: {passed_over(self.ignored)})" if self.ignored else ""
+            raise EmptySource("; ".join((f"{self.name} holds no samples{passed}", *self.notes)) + f". Accepted images: {', '.join(IMAGE_SUFFIXES)}.")
         self._make_storable()
+        object.__setattr__(self, "samples", tuple(map(composed, self.samples)))
+        if len(set(self.classes)) < len(self.classes):
+            name = next(name for name, count in Counter(self.classes).items() if count > 1)
+            raise SourceFormatError(f"{self.name}: two classes are called {name!r}. Rename one of them, or make them one class.")
+        object.__setattr__(self, "classes", tuple(dict.fromkeys(unicodedata.normalize("NFC", name) for name in self.classes)))
         if len({sample.id for sample in self.samples}) < len(self.samples):
             counts = Counter(sample.id for sample in self.samples)
             twice = [name for name, count in counts.items() if count > 1]
@@ -141,7 +160,7 @@ class Source:
 
 def multi_hot_classes(samples: Iterable[Sample]) -> tuple[str, ...]:
     """All class names that occur, sorted (numbers as numbers); empty where no sample has labels."""
-    found = {label for sample in samples for label in sample.labels or ()}
+    found = {unicodedata.normalize("NFC", label) for sample in samples for label in (*(sample.labels or ()), *sample.unknown)}
     return tuple(sorted(found, key=(lambda name: (int(name), name)) if all(map(is_number, found)) else None))
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from difffeat.errors import ConfigError, EmptySource, SourceError, SourceFormatError
 from difffeat.runtime.blobs import UnreadableBlob
-from difffeat.runtime.places import absolute, expand, is_pattern, suffix_of
+from difffeat.runtime.listing import common_root, files_of
+from difffeat.runtime.places import absolute, expand, fixed_part, is_pattern, suffix_of
 from difffeat.runtime.remote import is_url
-from difffeat.runtime.samples import Source
+from difffeat.runtime.samples import IMAGE_SUFFIXES, Source
 from difffeat.runtime.sources_coco import read_coco, read_json
 from difffeat.runtime.sources_folder import read_folder
 from difffeat.runtime.sources_hf import is_saved_dataset, read_saved_dataset
@@ -28,7 +29,7 @@ def open_source(locator: str | Path, options: SourceOptions | None = None) -> So
 
     **Arguments:** `locator`, a path or a URL of any protocol that fsspec knows (`s3://`, `https://`, `memory://` ...):
 
-    - a folder of images: `read_folder`
+    - a folder of images, a pattern of images or of folders on disk (`photos/*.jpg`, `photos/**/*.png`), or one image: `read_folder`
     - a manifest `.csv .tsv .jsonl .ndjson .parquet .arrow`, whose images are paths, URLs, or bytes in Parquet and Arrow: `read_manifest`
     - tar shards `.tar`, as WebDataset and img2dataset write them: `read_tars`
     - COCO annotations `.json`: `read_coco`, and Karpathy's splits of them: `read_karpathy`
@@ -66,12 +67,25 @@ def _read(place: str, options: SourceOptions, name: str) -> Source:
     if options.split is not None and suffix_of(place) != ".json":
         raise _no_splits(options, name)
     if is_pattern(place):
-        return _read_files([absolute(found) for found in expand(place)], options, name)
+        found = [absolute(found) for found in expand(place)]
+        if any(os.path.isdir(path) or suffix_of(path) in IMAGE_SUFFIXES for path in found if not is_url(path)):
+            return _read_images(found, absolute(fixed_part(place)), options, name)
+        return _read_files(found, options, name)
     if is_url(place):
         return _read_files([place], options, name) if suffix_of(place) in (*ACCEPTED, *PACKED) else read_folder(place, options.class_folders, name)
     if not os.path.exists(place):
         raise SourceError(f"{name} does not exist. Pass a folder of images, a CSV, JSONL or Parquet manifest, tar shards, or COCO JSON.")
+    if suffix_of(place) in IMAGE_SUFFIXES and os.path.isfile(place):
+        return _read_images([absolute(place)], os.path.dirname(absolute(place)), options, name)
     return _read_files([absolute(place)], options, name)
+
+
+def _read_images(places: list[str], root: str, options: SourceOptions, name: str) -> Source:
+    """What a pattern or a name of one image finds: listed as their folder is, below the part that is no pattern."""
+    if not os.path.isdir(root):
+        root = common_root(places)
+    listing = files_of(root, [os.path.relpath(place, root) for place in places], name)
+    return read_folder(root, options.class_folders, name, listing, "one image" if len(places) == 1 else f"{len(places)} paths of a pattern")
 
 
 def _read_folder(root: Path, options: SourceOptions, name: str) -> Source:

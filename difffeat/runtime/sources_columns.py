@@ -8,6 +8,10 @@ from typing import Any
 
 from difffeat.errors import SourceFormatError
 from difffeat.runtime.sources_options import SourceOptions
+from difffeat.runtime.sources_values import is_blank, is_null, text_list, whole
+
+SEVERAL = "captions"
+"""The column whose text holds several captions, separated by `|`, in every format; in any other one a text is one caption."""
 
 
 @dataclass(frozen=True)
@@ -63,24 +67,41 @@ def require_distinct(place: str, columns: Columns, present: Sequence[str]) -> No
 
 def first_filled(row: Mapping[str, Any], names: Sequence[str]) -> Any:
     """The value of the first of these columns that holds something; where none does, the first that is no null (an empty list or text)."""
-    found = [value for name in names if (value := row.get(name)) is not None]
-    return next(filter(_holds, found), found[0] if found else None)
+    return named_value(row, names)[1]
+
+
+def named_value(row: Mapping[str, Any], names: Sequence[str]) -> tuple[str, Any]:
+    """The same with the name of its column, which is empty where there is none."""
+    found = [(name, value) for name in names if (value := row.get(name)) is not None]
+    return next((pair for pair in found if _holds(pair[1])), found[0] if found else ("", None))
 
 
 def _holds(value: Any) -> bool:
+    return any(map(_holds, value)) if isinstance(value, list | tuple) else not is_null(value)
+
+
+def read_captions(value: Any, column: str = "") -> tuple[tuple[str, ...], str | None, str]:
+    """Captions of a cell, what is wrong with it, and how they were written where that is to be counted (`split`, `list`, `null`)."""
     if isinstance(value, str):
-        return not value.isspace() and value != ""
-    return any(map(_holds, value)) if isinstance(value, list | tuple) else value is not None
+        return _captions_of_text(value, column)
+    if is_null(value):
+        return (), None, ""
+    parts = value if isinstance(value, list | tuple) else [whole(value)]
+    held = [part for part in parts if not is_blank(part)]
+    if isinstance(value, bool | dict) or not all(isinstance(part, str | int) for part in held):
+        return (), f"'captions' must be a string or a list of strings, found {str(value)[:80]}.", ""
+    return tuple(str(part).strip() for part in held), None, ""
 
 
-def read_captions(value: Any, separated: bool = False) -> tuple[tuple[str, ...], str | None]:
-    """Captions of a cell, and what is wrong with it; `separated`: by `|`."""
-    if value is None:
-        return (), None
-    if isinstance(value, str) and not (separated and "|" in value):
-        text = value.strip()
-        return ((text,) if text else ()), None
-    parts = value.split("|") if isinstance(value, str) else value
-    if not isinstance(parts, list | tuple) or not all(isinstance(part, str | int) for part in parts):
-        return (), f"'captions' must be a string or a list of strings, found {str(value)[:80]}."
-    return tuple(text for part in parts if (text := str(part).strip())), None
+def _captions_of_text(value: str, column: str) -> tuple[tuple[str, ...], str | None, str]:
+    text, kind = value.strip(), ""
+    if not text:
+        return (), None, ""
+    if is_null(text):
+        return (), None, "null"
+    parts: list[Any] = [text]
+    if (found := text_list(text, strict=True)) is not None:
+        parts, kind = found, "list"
+    elif column == SEVERAL and "|" in text:
+        parts, kind = text.split("|"), "split"
+    return tuple(own for part in parts if (own := part.strip())), None, kind

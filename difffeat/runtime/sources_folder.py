@@ -5,84 +5,98 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
-from difffeat.errors import DecodeError, SourceError
+from difffeat.errors import DecodeError
 from difffeat.runtime.blobs import Blob, FileBlob, UrlBlob
-from difffeat.runtime.places import is_hidden
-from difffeat.runtime.remote import is_url, list_remote
+from difffeat.runtime.file_names import key_of
+from difffeat.runtime.listing import Listing, list_files
+from difffeat.runtime.listing import suffix_of_name as _suffix
+from difffeat.runtime.remote import is_url
 from difffeat.runtime.samples import IMAGE_SUFFIXES, Sample, Source, multi_hot_classes, storable
 from difffeat.runtime.sources_manifest import without_suffix
+from difffeat.runtime.understood import Understood
 
 MAX_TEXT = 1 << 20
 HIDDEN = "hidden"
 """What hidden files are counted under, among the suffixes of those passed over."""
+SPLITS = frozenset(("train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval"))
+"""Names of folders that are parts of a data set, and no classes where nobody says so."""
 
 
-def read_folder(root: str, class_folders: bool | None, name: str) -> Source:
-    """Every image below a folder in path order. Links on disk are followed to files, not to folders. Names that begin with a dot are left out, files
-    and folders with all that is in them: they are what tools leave behind (`.ipynb_checkpoints`, `._1.jpg`). They are counted as `hidden`, a folder
-    on disk as one, and told in a note where they might hold images.
+def read_folder(root: str, class_folders: bool | None, name: str, listing: Listing | None = None, form: str = "a folder of images") -> Source:
+    """Every image below a folder in path order. Links on disk are followed. Names that begin with a dot are left out, files and folders with all that is
+    in them: they are what tools leave behind (`.ipynb_checkpoints`, `._1.jpg`). They are counted as `hidden`, a folder on disk as one, and told in a
+    note where they might hold images; so are folders that may not be opened.
 
     Captions come from a .txt of the same stem, one a line. The first folder of a path is its class where `class_folders` says so, or, for None, when
-    every image lies one folder deep in two or more folders.
+    every image lies one folder deep in two or more folders that are not called as parts of a data set (train, test ...). `listing` where the files are
+    known already.
 
     Raises SourceError when the folder cannot be listed, EmptySource.
     """
-    files, hidden = _listing(root, name)
+    listing = list_files(root, name) if listing is None else listing
+    files = listing.files
     images = [path for path in files if _suffix(path) in IMAGE_SUFFIXES]
-    texts = {path for path in files if _suffix(path) == ".txt"}
+    texts = [path for path in files if _suffix(path) == ".txt"]
     ignored = Counter(_suffix(path) for path in files if _suffix(path) not in (*IMAGE_SUFFIXES, ".txt"))
-    folders = {path.partition("/")[0] for path in images if path.count("/") == 1}
-    named = class_folders if class_folders is not None else len(folders) > 1 and all(path.count("/") == 1 for path in images)
+    named, why = (class_folders, "") if class_folders is not None else _class_folders(images)
     classes = {folder: (folder,) for folder in sorted({path.partition("/")[0] for path in images if "/" in path})} if named else {}
+    beside = _beside(images, texts)
     samples = []
     for path in images:
-        beside = os.path.splitext(path)[0] + ".txt"
-        captions, problem = _read_captions(_blob(root, beside, files[beside]), os.path.basename(beside)) if beside in texts else ((), None)
-        texts.discard(beside)
-        samples.append(Sample(without_suffix(path), _blob(root, path, files[path]), path, captions, classes.get(path.partition("/")[0]), problem))
-    ignored[".txt"] += len(texts)
-    ignored[HIDDEN] += len(hidden)
-    return Source(name, tuple(samples), multi_hot_classes(map(storable, samples)), +ignored, _hidden_notes(hidden))
+        text = beside.get(path)
+        captions, problem = _read_captions(_blob(root, text, files[text]), os.path.basename(text)) if text is not None else ((), None)
+        own = classes.get(path.partition("/")[0]) if "/" in path else None
+        samples.append(Sample(without_suffix(path), _blob(root, path, files[path]), path, captions, own, problem))
+    ignored[".txt"] += len(texts) - len(set(beside.values()))
+    ignored[HIDDEN] += len(listing.hidden)
+    understood = Understood(
+        form=form,
+        ids="paths below it, without suffix",
+        labels="names of the first folder" if named else f"none: {why or 'folders are not taken as classes'}",
+        classes="the folders, sorted" if named else "",
+        captions=f".txt files beside {len(beside)} images" if beside else "none (no .txt of an image's name)",
+    )
+    found = multi_hot_classes(map(storable, samples))
+    return Source(name, tuple(samples), found, +ignored, listing.notes(), understood)
 
 
-def _listing(root: str, name: str) -> tuple[dict[str, int], list[str]]:
-    """Path below the root -> bytes (−1: not known) of every file in path order; and what is hidden (folders on disk end in a slash, unopened)."""
-    try:
-        if is_url(root):
-            listed = dict(list_remote(root))
-            return {path: size for path, size in listed.items() if not is_hidden(path)}, list(filter(is_hidden, listed))
-        found, hidden = {}, []
-        for folder, subfolders, files in os.walk(root, onerror=_refuse):
-            below = os.path.relpath(folder, root)
-            inside = {file: file if below == "." else Path(below, file).as_posix() for file in (*files, *subfolders)}
-            hidden += [f"{inside[file]}{'/' if file in subfolders else ''}" for file in inside if is_hidden(file)]
-            subfolders[:] = sorted(subfolder for subfolder in subfolders if not is_hidden(subfolder))
-            found |= {inside[file]: -1 for file in files if not is_hidden(file)}
-        return dict(sorted(found.items())), sorted(hidden)
-    except OSError as error:
-        raise SourceError(f"{name} cannot be listed ({error.strerror or error}). Check the address and your access.") from None
+def _class_folders(images: Sequence[str]) -> tuple[bool, str]:
+    """Whether subfolders look like classes, and why not."""
+    deep = [path for path in images if path.count("/") > 1]
+    root = [path for path in images if "/" not in path]
+    folders = sorted({path.partition("/")[0] for path in images if "/" in path})
+    advice = "--class-folders takes them as such"
+    if not folders:
+        return False, "all images lie in the folder itself"
+    if root or deep:
+        where = f"{len(root)} images lie in the folder itself ({root[0]})" if root else f"{len(deep)} images lie deeper ({deep[0]})"
+        return False, f"its {len(folders)} subfolders are not taken as classes, since {where}; {advice}"
+    if len(folders) == 1:
+        return False, f"the one subfolder {folders[0]} is not taken as a class; {advice}"
+    if {folder.lower() for folder in folders} <= SPLITS:
+        return False, f"its subfolders {', '.join(folders)} are called as parts of a data set, and are not taken as classes; {advice}"
+    return True, ""
 
 
-def _hidden_notes(hidden: Sequence[str]) -> tuple[str, ...]:
-    """A sentence that counts what is hidden and might be or hold images."""
-    told = [path for path in hidden if path.endswith("/") or _suffix(path) in IMAGE_SUFFIXES]
-    if not told:
-        return ()
-    return (f"{len(told)} hidden images and folders are left out, the first is {told[0]}: rename what belongs to the samples",)
-
-
-def _refuse(error: OSError) -> None:
-    raise error
+def _beside(images: Sequence[str], texts: Sequence[str]) -> dict[str, str]:
+    """The text of each image that has one: of the same stem, or of one that differs in case or Unicode form alone."""
+    exact = {os.path.splitext(path)[0]: path for path in reversed(texts)}
+    alike: dict[str, list[str]] = {}
+    for path in texts:
+        alike.setdefault(key_of(os.path.splitext(path)[0]), []).append(path)
+    found = {}
+    for path in images:
+        stem = os.path.splitext(path)[0]
+        others = alike.get(key_of(stem), [])
+        text = exact.get(stem) or (others[0] if len(others) == 1 else None)
+        if text is not None:
+            found[path] = text
+    return found
 
 
 def _blob(root: str, path: str, size: int) -> Blob:
     return UrlBlob(f"{root.rstrip('/')}/{path}", size) if is_url(root) else FileBlob(root, path)
-
-
-def _suffix(path: str) -> str:
-    return os.path.splitext(path)[1].lower()
 
 
 def _read_captions(blob: Blob, name: str) -> tuple[tuple[str, ...], str | None]:

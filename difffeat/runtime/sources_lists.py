@@ -42,7 +42,7 @@ def read_vg500(root: Path, split: str, options: SourceOptions, name: str) -> Sou
         raise SourceError(f"{name} lacks {VG_LABELS if labels_path is None else f'{split}_list_500.txt'}. Put it into {root}.")
     numbers = _indices(labels_path)
     total = 1 + max((number for row in numbers.values() for number in row), default=-1)
-    labels = LabelReader(options.class_names() or [str(number) for number in range(total)], multi_hot=False)
+    labels = LabelReader(options.class_names() or [str(number) for number in range(total)], multi_hot=False, named=options.classes_named())
     folders = {file: folder for folder in reversed(VG_IMAGES) for file in _files(root / folder)}
     samples = []
     for row, file in enumerate(_lines(list_path), 1):
@@ -51,7 +51,7 @@ def read_vg500(root: Path, split: str, options: SourceOptions, name: str) -> Sou
             samples.append(broken_sample(without_suffix(file), file, f"{labels_path.name} has no entry for {file}."))
             continue
         blob = FileBlob(str(root / folders.get(file, VG_IMAGES[0])), file)
-        samples.append(Sample(without_suffix(file), blob, file, labels=labels.read(numbers[file], where)))
+        samples.append(Sample(without_suffix(file), blob, file, labels=labels.read(numbers[file], where)[0]))
     return Source(name, tuple(samples), labels.classes, notes=broken_notes(samples))
 
 

@@ -41,6 +41,10 @@ class SourceOptions:
     split: str | None = None
     drop_unlabelled: bool = False
 
+    def classes_named(self) -> str:
+        """What names the classes, for people; empty where nobody was asked to."""
+        return "" if self.classes is None else f"--classes {self.classes}"
+
     def class_names(self) -> tuple[str, ...]:
         """The names in the file `classes`; none without one. Raises SourceFormatError."""
         return () if self.classes is None else read_class_names(self.classes)

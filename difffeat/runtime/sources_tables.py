@@ -11,11 +11,13 @@ from typing import Any
 from difffeat.errors import SourceFormatError
 from difffeat.runtime.blobs import Blob
 from difffeat.runtime.cells import CellBlob, Cells, open_arrow
-from difffeat.runtime.places import blob_at, open_place, parent, suffix_of
+from difffeat.runtime.file_names import FileNames
+from difffeat.runtime.places import open_place, parent, suffix_of
 from difffeat.runtime.remote import is_url
 from difffeat.runtime.sources_columns import Columns, require_columns, require_distinct
 from difffeat.runtime.sources_labels import LabelReader
 from difffeat.runtime.sources_options import SourceOptions
+from difffeat.runtime.sources_values import is_blank
 
 BATCH_ROWS = 8192
 
@@ -26,11 +28,10 @@ class Tables:
     Raises SourceFormatError for a file that cannot be read or names a column twice, and for files that differ in the type of their images.
     """
 
-    separated = False
-
     def __init__(self, places: Sequence[str], base: str | None, options: SourceOptions) -> None:
         self._tables, self._options = [Table(place) for place in places], options
-        self.columns = _columns(self._tables, options)
+        self.columns, self.names = _columns(self._tables, options), FileNames()
+        self.present = dict.fromkeys(name for table in self._tables for name in table.schema.names)
         self._bases = {place: parent(place) if base is None else base for place in places}
         self._image = self.columns.image[0]
         for table in self._tables:
@@ -40,6 +41,16 @@ class Tables:
         files = [(table.place, table.count) for table in self._tables]
         self._cells = Cells(files, self._image, self._bases[places[0]]) if self._kind in ("bytes", "struct") else None
 
+    @property
+    def form(self) -> str:
+        """What the files are, for people."""
+        kind = "Arrow" if suffix_of(self._tables[0].place) == ".arrow" else "Parquet"
+        return f"{kind}{f' ({len(self._tables)} files)' if len(self._tables) > 1 else ''}"
+
+    def notes(self) -> list[str]:
+        """What is known of the files once they are read."""
+        return self.names.notes()
+
     def label_readers(self) -> dict[str, LabelReader]:
         """How the labels of each file are read: by the classes of the options; else numbers mean the names that their own file declares.
 
@@ -48,7 +59,7 @@ class Tables:
         options, columns = self._options, self.columns
         places = [table.place for table in self._tables]
         if columns.vector:
-            return dict.fromkeys(places, LabelReader(columns.vector, multi_hot=True))
+            return dict.fromkeys(places, LabelReader(columns.vector, multi_hot=True, named="the columns' names", columns=True))
         declared = {table.place: next((names for name in columns.labels if (names := table.class_names(name))), ()) for table in self._tables}
         distinct = list(dict.fromkeys(names for names in declared.values() if names))
         if len(distinct) > 1 and options.classes is not None:
@@ -59,22 +70,24 @@ class Tables:
             )
         if len(set(declared.values())) == 1 or options.classes is not None:
             names, multi_hot = options.class_names() or (distinct or [()])[0], options.multi_hot
-            labels = LabelReader(names, multi_hot=False if distinct and multi_hot is None else multi_hot)
+            named = options.classes_named() or ("the file's own schema" if distinct else "")
+            labels = LabelReader(names, multi_hot=False if distinct and multi_hot is None else multi_hot, named=named)
             return dict.fromkeys(places, labels)
         return self._own_readers(declared)
 
     def _own_readers(self, declared: dict[str, tuple[str, ...]]) -> dict[str, LabelReader]:
         """A reader for each list of names; files without one may hold any of all names, as text."""
         multi_hot = self._options.multi_hot or False
-        named = next(place for place, names in declared.items() if names)
+        having = next(place for place, names in declared.items() if names)
         unnamed = next((t.place for t in self._tables if not declared[t.place] and any(map(t.holds_numbers, self.columns.labels))), None)
         if unnamed is not None:
             raise SourceFormatError(
-                f"{unnamed} declares no names for the numbers of its labels, and {named} does. Save both with the same class names, or pass "
+                f"{unnamed} declares no names for the numbers of its labels, and {having} does. Save both with the same class names, or pass "
                 "--classes FILE."
             )
         everything = tuple(dict.fromkeys(name for names in declared.values() for name in names))
-        readers = {names: LabelReader(names or everything, multi_hot=multi_hot) for names in set(declared.values())}
+        named = "the files' own schemas"
+        readers = {names: LabelReader(names or everything, multi_hot=multi_hot, named=named) for names in set(declared.values())}
         return {place: readers[names] for place, names in declared.items()}
 
     def rows(self) -> Iterator[tuple[str, int, dict[str, Any]]]:
@@ -94,7 +107,7 @@ class Tables:
         if place not in self._holders:
             return None, None
         if self._cells is None:
-            return (blob_at(self._bases[place], value), value) if value else (None, None)
+            return (None, None) if is_blank(value) else self.names.image(self._bases[place], value)
         return CellBlob(self._cells, index), value or f"{os.path.basename(place)}#{number}"
 
 
@@ -153,14 +166,14 @@ class Table:
 
         kind = self.schema.field(column).type
         kind = kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
-        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        kind = kind.value_type if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind) else kind
 
         def is_path(of: Any) -> bool:
-            return pa.types.is_string(of) or pa.types.is_large_string(of) or pa.types.is_null(of)
+            return pa.types.is_string(of) or pa.types.is_large_string(of) or pa.types.is_string_view(of) or pa.types.is_null(of)
 
         if is_path(kind):
             return "path"
-        if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind):
             return "bytes"
         place = kind.get_field_index("path") if pa.types.is_struct(kind) else -1
         if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 and (place < 0 or is_path(kind.field(place).type)):
@@ -209,7 +222,7 @@ class Table:
         import pyarrow as pa
 
         kind = self.schema.field(column).type if column in self.schema.names else pa.null()
-        while pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        while (pa.types.is_nested(kind) and hasattr(kind, "value_type")) or pa.types.is_dictionary(kind):
             kind = kind.value_type
         return pa.types.is_integer(kind)
 

@@ -16,10 +16,12 @@ from difffeat.runtime.blobs import SliceBlob
 from difffeat.runtime.places import open_place, path_of
 from difffeat.runtime.remote import is_url
 from difffeat.runtime.samples import IMAGE_SUFFIXES, Sample, Source, broken_notes, broken_sample, multi_hot_classes
-from difffeat.runtime.sources_columns import Columns, first_filled, read_captions
-from difffeat.runtime.sources_labels import LabelReader, unknown_notes
+from difffeat.runtime.sources_columns import Columns, named_value, read_captions
+from difffeat.runtime.sources_labels import LabelReader, label_notes
 from difffeat.runtime.sources_manifest import LOOKED_AT
 from difffeat.runtime.sources_options import SourceOptions
+from difffeat.runtime.sources_values import is_blank
+from difffeat.runtime.understood import Understood
 
 PACKED = (".gz", ".tgz", ".bz2", ".xz", ".zst")
 IMAGES = tuple(suffix[1:] for suffix in IMAGE_SUFFIXES)
@@ -30,12 +32,15 @@ MAX_TEXT = 1 << 20
 """Largest caption, JSON or class member, in bytes."""
 MAX_HEADER = 1 << 20
 """Most bytes that the tar library may ask for at once: names and extended headers, never bodies."""
+SECOND = "second images and texts of a key"
+"""What members are counted under whose key has others without a second dot: `0001.seg.png` beside `0001.png`."""
 
 
 def read_tars(places: Sequence[str], options: SourceOptions, name: str) -> Source:
     """Samples of tar shards, in the order of the shards and of the members in each.
 
-    Members belong together by their key: the folder and the file name up to its first dot. `.jpg`, `.png`, `.webp` ... is the image, `.txt` the
+    Members belong together by their key: the folder and the file name up to its first dot, or, where no member of that key has a single suffix, up to
+    the last (`IMG.2023-05-01.png`). `.jpg`, `.png`, `.webp` ... is the image, `.txt` the
     captions, one a line, `.json` captions and labels under the names of the columns (captions, caption; labels, label, cls), `.cls` a class number or
     name. Of captions in `.txt` and `.json`, and labels in `.cls` and `.json`, the first that hold something are taken. Other members are passed over
     and counted.
@@ -50,13 +55,35 @@ def read_tars(places: Sequence[str], options: SourceOptions, name: str) -> Sourc
     columns = Columns.of(options)
     ignored: Counter[str] = Counter()
     entries = [entry for place in places for entry in _entries(place, columns, ignored)]
-    labels = LabelReader(options.class_names(), multi_hot=options.multi_hot)
+    labels = LabelReader(options.class_names(), multi_hot=options.multi_hot, named=options.classes_named())
     labels.look([entry.label for entry in entries[:LOOKED_AT]], name)
     parts = SHARD_IDS.get(columns.id[0], 0)
     _require_distinct(entries, parts, name)
     samples = tuple(_sample(entry, parts, labels) for entry in entries)
     classes = (labels.classes or multi_hot_classes(samples)) if any(sample.labels is not None for sample in samples) else ()
-    return Source(name, samples, classes, +ignored, (*broken_notes(samples), *unknown_notes([labels], classes, name)))
+    notes = (*broken_notes(samples), *_dotted_notes(entries), *label_notes([labels], classes, name))
+    return Source(name, samples, classes, +ignored, notes, _understood(places, columns, entries, labels))
+
+
+def _understood(places: Sequence[str], columns: Columns, entries: Sequence[_Entry], labels: LabelReader) -> Understood:
+    own = any(entry.identity is not None for entry in entries)
+    key = {0: "keys of the members", 1: "shard and key", 2: "folder, shard and key"}[SHARD_IDS.get(columns.id[0], 0)]
+    sources = {entry.label_from for entry in entries if entry.label_from}
+    texts = {entry.captions_from for entry in entries if entry.captions}
+    return Understood(
+        form=f"{len(places)} tar shard{'s' if len(places) > 1 else ''}",
+        ids=f"{columns.id[0]!r} in the .json members" if own else key,
+        labels=(" or ".join(sorted(sources)) or "none (no .cls, no labels in .json)") + (f", as {labels.form}" if labels.form and sources else ""),
+        classes=labels.named or "the labels as they are written, sorted",
+        captions=" or ".join(sorted(texts)) or "none (no .txt, no captions in .json)",
+    )
+
+
+def _dotted_notes(entries: Sequence[_Entry]) -> tuple[str, ...]:
+    dotted = [entry for entry in entries if entry.short is not None]
+    if not dotted:
+        return ()
+    return (f"{len(dotted)} keys hold dots, since no member of what stands before the first dot has a single suffix; the first is {dotted[0].key}",)
 
 
 @dataclass(slots=True)
@@ -65,6 +92,7 @@ class _Entry:
 
     place: str
     key: str
+    members: int = 0
     image: SliceBlob | None = None
     member: str | None = None
     texts: dict[str, bytes] = field(default_factory=dict)
@@ -73,6 +101,10 @@ class _Entry:
     identity: str | None = None
     problem: str | None = None
     caption_problem: str | None = None
+    captions_from: str = ""
+    label_from: str = ""
+    short: str | None = None
+    """The key up to its first dot, where this one goes up to the last."""
 
 
 def _entries(place: str, columns: Columns, ignored: Counter[str]) -> Iterator[_Entry]:
@@ -98,6 +130,9 @@ def _entries(place: str, columns: Columns, ignored: Counter[str]) -> Iterator[_E
     except OSError as error:
         raise SourceFormatError(f"{place} cannot be read ({error.strerror or error}).") from None
     for entry in found.values():
+        if entry.short is not None and entry.short in found:
+            ignored[SECOND] += entry.members
+            continue
         _interpret(entry, columns)
         yield entry
 
@@ -141,12 +176,15 @@ class _Headers:
 def _take(found: dict[str, _Entry], place: str, member: tarfile.TarInfo, file: Any, ignored: Counter[str]) -> None:
     folder, _, base = member.name.removeprefix("./").rpartition("/")
     stem, dot, kind = base.partition(".")
-    kind = kind.lower()
-    if not stem or not dot or kind not in (*IMAGES, *TEXTS):
-        ignored[(f".{kind}" if stem else os.path.splitext(base.lower())[1]) if dot else ""] += 1
+    kind, last = kind.lower(), os.path.splitext(base.lower())[1]
+    if not stem or not dot or last[1:] not in (*IMAGES, *TEXTS):
+        ignored[last] += 1
         return
-    key = f"{folder}/{stem}" if folder else stem
-    entry = found.setdefault(key, _Entry(place, key))
+    short = f"{folder}/{stem}" if folder else stem
+    dotted = kind != last[1:]
+    key, kind = (f"{short}.{os.path.splitext(base)[0].partition('.')[2]}", last[1:]) if dotted else (short, kind)
+    entry = found.setdefault(key, _Entry(place, key, short=short if dotted else None))
+    entry.members += 1
     if not member.isreg() or member.issparse():
         entry.problem = f"{member.name!r} is no regular member ({'sparse' if member.issparse() else 'a link or device'}). Pack the file itself."
     elif kind in IMAGES:
@@ -172,12 +210,12 @@ def _interpret(entry: _Entry, columns: Columns) -> None:
     if "txt" in texts:
         text, problem = _decoded(texts["txt"], "txt")
         if captions := tuple(line.strip() for line in text.splitlines() if line.strip()):
-            entry.captions, entry.caption_problem = captions, None
+            entry.captions, entry.caption_problem, entry.captions_from = captions, None, ".txt"
         entry.caption_problem = problem or entry.caption_problem
     if "cls" in texts:
         text, problem = _decoded(texts["cls"], "cls")
         if text.strip() or entry.label is None:
-            entry.label = text.strip()
+            entry.label, entry.label_from = text.strip(), ".cls"
         entry.problem = entry.problem or problem
     if entry.identity is None and columns.id[0] in columns.asked and columns.id[0] not in SHARD_IDS:
         entry.problem = entry.problem or f"its .json has no {columns.id[0]!r}, the id that was asked for."
@@ -201,10 +239,13 @@ def _interpret_json(entry: _Entry, content: bytes, columns: Columns) -> None:
     if not isinstance(data, dict):
         entry.problem = entry.problem or "its .json is not a JSON object."
         return
-    entry.captions, entry.caption_problem = read_captions(first_filled(data, columns.captions))
-    entry.label = first_filled(data, (*columns.labels, "cls"))
-    if columns.id[0] in columns.asked and columns.id[0] not in SHARD_IDS and data.get(columns.id[0]) not in (None, ""):
-        entry.identity = str(data[columns.id[0]])
+    column, value = named_value(data, columns.captions)
+    entry.captions, entry.caption_problem, _ = read_captions(value, column)
+    entry.captions_from = f"{column!r} in .json"
+    key, entry.label = named_value(data, (*columns.labels, "cls"))
+    entry.label_from = f"{key!r} in .json" if key else ""
+    if columns.id[0] in columns.asked and columns.id[0] not in SHARD_IDS and not is_blank(data.get(columns.id[0])):
+        entry.identity = str(data[columns.id[0]]).strip()
 
 
 def _shard(place: str, parts: int) -> str:
@@ -241,6 +282,7 @@ def _sample(entry: _Entry, parts: int, labels: LabelReader) -> Sample:
     try:
         if entry.problem is not None:
             raise SampleError(entry.problem)
-        return Sample(identity, entry.image, locator, entry.captions, labels.read(entry.label, where), entry.caption_problem)
+        names, unknown = labels.read(entry.label, where)
+        return Sample(identity, entry.image, locator, entry.captions, names, entry.caption_problem, unknown)
     except SampleError as error:
         return broken_sample(identity, locator, str(error))

@@ -105,9 +105,31 @@ class Store:
         return self._samples["labels"]
 
     @property
+    def unknown_names(self) -> list[list[str]]:
+        """Names of the classes of each row of which alone nobody knows whether it has them; of rows without any labels see `labelled`."""
+        return self._samples["unknown"]
+
+    @property
     def labels(self) -> np.ndarray | None:
-        """Multi-hot labels, uint8 [n, C]; None where the source had none. A row of zeros has no class, or unknown labels: see `labelled`."""
+        """Multi-hot labels, uint8 [n, C]; None where the source had none. 0 says that a sample lacks a class, or that nobody knows: see `labelled`
+        for whole rows, `label_known` for single cells, `targets` for all in one.
+        """
         return self._labels
+
+    @property
+    def label_known(self) -> np.ndarray | None:
+        """Bool [n, C]: whether it is known that a sample has a class or lacks it. None where the labels of every labelled row are known for all classes,
+        so that `labelled` says everything.
+        """
+        return self._label_known
+
+    @property
+    def targets(self) -> np.ndarray | None:
+        """What probes take as labels, int8 [n, C]: 1, 0, and −1 where nobody knows; None where the source had no labels."""
+        if self._labels is None:
+            return None
+        known = self._labelled[:, None] if self._label_known is None else self._label_known
+        return np.where(known, self._labels, -1).astype(np.int8)
 
     @property
     def labelled(self) -> np.ndarray:
@@ -143,6 +165,17 @@ class Store:
         for row, names in enumerate(self._samples["labels"]):
             labels[row, [column[name] for name in names or ()]] = 1
         return labels
+
+    @cached_property
+    def _label_known(self) -> np.ndarray | None:
+        unknown = self._samples["unknown"]
+        if not self.classes or not any(unknown):
+            return None
+        column = {name: index for index, name in enumerate(self.classes)}
+        known = np.repeat(self._labelled[:, None], len(column), axis=1)
+        for row, names in enumerate(unknown):
+            known[row, [column[name] for name in names]] = False
+        return known
 
     @cached_property
     def _labelled(self) -> np.ndarray:

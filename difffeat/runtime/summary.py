@@ -8,6 +8,7 @@ from typing import Any
 
 from difffeat.runtime.files import Files
 from difffeat.runtime.progress import Summary
+from difffeat.runtime.understood import passed_over
 from difffeat.runtime.writer import SUMMARY_HTML, SUMMARY_JSON, writing
 
 _STYLE = (
@@ -43,6 +44,7 @@ def summary_dict(summary: Summary) -> dict[str, Any]:
         "advice": summary.advice,
         "quarantine": summary.reasons,
         "ignored": summary.ignored,
+        "understood": summary.understood,
         "exit_code": summary.exit_code,
     }
 
@@ -63,7 +65,7 @@ def summary_text(summary: Summary) -> str:
     if summary.quarantined:
         lines.append(f"  {summary.quarantined} samples are in quarantine; the reasons stand in {summary.path / 'quarantine.jsonl'}")
     if summary.ignored:
-        lines.append(f"  passed over: {', '.join(f'{count} × {suffix or chr(39) * 2}' for suffix, count in summary.ignored.items())}")
+        lines.append(f"  passed over: {passed_over(summary.ignored)}")
     return "\n".join(lines)
 
 

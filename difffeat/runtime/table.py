@@ -14,13 +14,15 @@ from difffeat.runtime.manifest import SAMPLES, Manifest, Receipt, SamplesPart
 from difffeat.runtime.samples import Sample
 
 Columns = dict[str, list[Any]]
-COLUMNS = ("id", "image", "bytes", "captions", "labels")
-LISTS = ("captions", "labels")
+COLUMNS = ("id", "image", "bytes", "captions", "labels", "unknown")
+LISTS = ("captions", "labels", "unknown")
+OPTIONAL = "unknown"
+"""A column of lists that is written, and part of a row's digest, only where it holds something: what lacks it has the bytes it always had."""
 _RESTORE = "Run the extraction of those very samples again (with --append where they were added): it writes them anew."
 
 
 def sample_columns(samples: Iterable[Sample]) -> Columns:
-    """What the samples table holds: id, image (locator), bytes, captions, labels."""
+    """What the samples table holds: id, image (locator), bytes, captions, labels, and classes of which nobody knows whether the sample has them."""
     listed = list(samples)
     return {
         "id": [sample.id for sample in listed],
@@ -28,6 +30,7 @@ def sample_columns(samples: Iterable[Sample]) -> Columns:
         "bytes": [sample.size for sample in listed],
         "captions": [list(sample.captions) for sample in listed],
         "labels": [None if sample.labels is None else list(sample.labels) for sample in listed],
+        "unknown": [list(sample.unknown) for sample in listed],
     }
 
 
@@ -38,9 +41,11 @@ def take(columns: Columns, rows: Iterable[int]) -> Columns:
 
 
 def row_digests(columns: Columns) -> list[bytes]:
-    """SHA-256 of each row's canonical JSON, a list of its values in the order of `COLUMNS`."""
-    texts = [_lists_as_json(columns[name]) if name in LISTS else _values_as_json(columns[name]) for name in COLUMNS]
-    return [hashlib.sha256(f"[{','.join(row)}]".encode()).digest() for row in zip(*texts, strict=True)]
+    """SHA-256 of each row's canonical JSON, a list of its values in the order of `COLUMNS`; `unknown` is in it only where it names some class."""
+    required = [name for name in COLUMNS if name != OPTIONAL]
+    texts = [_lists_as_json(columns[name]) if name in LISTS else _values_as_json(columns[name]) for name in required]
+    last = [f",{text}" if own else "" for own, text in zip(columns[OPTIONAL], _lists_as_json(columns[OPTIONAL]), strict=True)]
+    return [hashlib.sha256(f"[{','.join(row)}{more}]".encode()).digest() for *row, more in zip(*texts, last, strict=True)]
 
 
 def _values_as_json(values: Sequence[Any]) -> list[str]:
@@ -64,7 +69,7 @@ def renamed(columns: Columns, known: int, places: Sequence[int | None]) -> list[
 
     **Returns:** pairs of (older row, row).
     """
-    alike = ("image", "bytes", "captions", "labels")
+    alike = ("image", "bytes", "captions", *LISTS[1:])
 
     def key(row: int) -> str:
         return canonical_json([columns[name][row] for name in alike])
@@ -95,14 +100,15 @@ def part_path(store: Path, part: int) -> Path:
 
 
 def encode_part(columns: Columns) -> memoryview:
-    """A Parquet file's bytes. Labels and captions are lists; a sample without labels has null there."""
+    """A Parquet file's bytes. Labels, captions and unknown classes are lists; a sample without labels has null there."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     strings = pa.list_(pa.string())
-    schema = pa.schema([("id", pa.string()), ("image", pa.string()), ("bytes", pa.int64()), ("captions", strings), ("labels", strings)])
+    types = {"id": pa.string(), "image": pa.string(), "bytes": pa.int64()} | dict.fromkeys(LISTS, strings)
+    schema = pa.schema([(name, types[name]) for name in COLUMNS if name != OPTIONAL or any(columns[name])])
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.table({name: columns[name] for name in COLUMNS}, schema=schema), sink, compression="zstd", store_schema=False)
+    pq.write_table(pa.table({name: columns[name] for name in schema.names}, schema=schema), sink, compression="zstd", store_schema=False)
     return memoryview(sink.getvalue())
 
 
@@ -185,7 +191,7 @@ def _read_part(path: Path, rows: int) -> Columns:
         with pq.ParquetFile(path) as file:
             if file.metadata.num_rows != rows:
                 raise ValueError(f"it has {file.metadata.num_rows} rows, the manifest says {rows}")
-            table = file.read().to_pydict()
+            table = {OPTIONAL: [[]] * rows, **file.read().to_pydict()}
         return {name: table[name] for name in COLUMNS}
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise StoreCorrupt(f"{path} is damaged ({error}). {_RESTORE}") from None

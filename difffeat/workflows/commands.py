@@ -24,6 +24,7 @@ from difffeat.runtime.progress import Progress, Summary
 from difffeat.runtime.sources import open_source
 from difffeat.runtime.sources_options import SourceOptions
 from difffeat.runtime.summary import summary_dict, summary_text
+from difffeat.runtime.understood import say_understood
 
 ARTIFACTS = Path("artifacts")
 FEATURES = Path("features")
@@ -220,8 +221,7 @@ def run_extract(
         "progress": progress_line(say), "say": say,
         "origin": _origin(opened, source, device, options, source_options, latents, max_bad_fraction),
     }  # fmt: skip
-    for note in listed.notes:
-        say(note)
+    say_understood(listed, say)
     if executor == "ray":
         from difffeat.runtime.cluster import Cluster, extract_on_ray
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -14,6 +15,8 @@ from difffeat.recipe import Recipe, format_timestep
 from difffeat.runtime.manifest import read_manifest
 from difffeat.runtime.origin import Origin, extract_commands, read_origin
 from difffeat.runtime.store import Store
+from difffeat.runtime.understood import lines_of
+from difffeat.runtime.writer import SUMMARY_JSON
 
 SHOWN = 12
 """Taps, classes and reasons that are printed; JSON has all."""
@@ -39,10 +42,21 @@ def describe_store(path: Path) -> dict[str, Any]:
         "classes": _positives(store),
         "bytes": sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
         "origin": None if origin is None else asdict(origin),
+        "understood": _understood(path),
         "fingerprint": store.fingerprint,
         "manifest": store.manifest,
     }
     return {**facts, "text": "\n".join(_lines(facts, store, origin))}
+
+
+def _understood(path: Path) -> dict[str, Any] | None:
+    """What the last run that computed something understood of its source; None where no summary says so, or none that can be read."""
+    try:
+        found = json.loads((path / SUMMARY_JSON).read_bytes())["understood"]
+        lines_of(found)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # the summary is for people, and no digest covers it
+        return None
+    return found
 
 
 def _reasons(store: Store) -> list[dict[str, Any]]:
@@ -76,6 +90,7 @@ def _lines(facts: dict[str, Any], store: Store, origin: Origin | None) -> list[s
         f"  engine {engine['name']} ({engine['precision']}, {engine['device']}), batch {manifest['batch_size']}{_identity(engine)}",
         f"  versions {', '.join(f'{name} {version}' for name, version in manifest['versions'].items())}",
         *([f"  made from {origin.source} with {origin.artifact}"] if origin is not None else []),
+        *([f"  source: {line.strip()}" for line in lines_of(facts["understood"])] if facts["understood"] else []),
         *([f"  added from {own.source}" for own in _added(origin, manifest)]),
         f"  fingerprint {facts['fingerprint']}",
     ]

@@ -41,8 +41,13 @@ class Split:
         return cls(joined, np.arange(len(joined)))
 
     @property
+    def ids(self) -> list[str]:
+        """Sample ids of the rows."""
+        return [self.joined.ids[row] for row in self.rows.tolist()]
+
+    @property
     def labels(self) -> np.ndarray:
-        """uint8 [m, C]. Raises ProbeError where neither store has labels."""
+        """[m, C]. Raises ProbeError where neither store has labels."""
         if self.joined.labels is None:
             raise ProbeError("neither the image nor the text store has labels. Extract one of them from a source that has.")
         return self.joined.labels[self.rows]
@@ -59,10 +64,11 @@ class Split:
         """Both, row by row."""
         return PairedFeatures(self.image(image_tap), self.text(text_tap))
 
-    def require_comparable(self, test: Split, name: str) -> None:
-        """Raises ProbeError unless another split has this one's classes and recipes, known labels, and other samples.
+    def require_comparable(self, test: Split, name: str, *, allow_shared: bool = False) -> list[str]:
+        """Raises ProbeError unless another split has this one's classes and recipes, known labels, and (unless `allow_shared`) other samples.
 
-        Two joined samples are the same where their image is: unrelated pictures of one number may well have the same short caption.
+        Two joined samples are the same where their image is: unrelated pictures may well have the same short caption. Returns what `require_apart`
+        does.
         """
         for kind, mine, theirs in (
             ("image", self.joined.image_store, test.joined.image_store),
@@ -72,12 +78,13 @@ class Split:
         if test.joined.labels is None:
             raise ProbeError(f"neither of the {name} stores has labels, so nothing can be scored. Extract one of them from a source that has.")
         require_same_classes(self.joined.classes, test.joined.classes, name)
-        self.require_apart(test, ("train", name))
+        return self.require_apart(test, ("train", name), allow_shared=allow_shared)
 
-    def require_apart(self, other: Split, names: tuple[str, str]) -> None:
-        """Raises ProbeError where both splits hold a sample of the same id and image."""
+    def require_apart(self, other: Split, names: tuple[str, str], *, allow_shared: bool = False) -> list[str]:
+        """Raises ProbeError where both splits hold the same image, unless `allow_shared`. Returns sentences on what is shared or may be."""
         mine, theirs = self.joined, other.joined
-        require_apart(mine.image_store, mine.image_rows[self.rows], theirs.image_store, theirs.image_rows[other.rows], names)
+        rows, others = mine.image_rows[self.rows], theirs.image_rows[other.rows]
+        return require_apart(mine.image_store, rows, theirs.image_store, others, names, allow_shared=allow_shared)
 
 
 class Held:
@@ -107,11 +114,13 @@ class TapEvaluator:
 
     Callable forms for the searches of `difffeat.probe.search`: `image`, `text`, `pair`, and `pair_within` for halving.
 
-    Raises ProbeError where both splits hold the same sample.
+    Raises ProbeError where both splits hold the same sample, unless `allow_shared`.
     """
 
-    def __init__(self, train: Split, held: Split, alphas: Sequence[float] = ALPHAS, *, held_bytes: int = HELD_BYTES) -> None:
-        train.require_apart(held, ("train", "validation"))
+    def __init__(
+        self, train: Split, held: Split, alphas: Sequence[float] = ALPHAS, *, held_bytes: int = HELD_BYTES, allow_shared: bool = False
+    ) -> None:
+        train.require_apart(held, ("train", "validation"), allow_shared=allow_shared)
         self._train, self._held, self._alphas = train, held, alphas
         self._labels = train.labels, held.labels
         self._memory = Held(held_bytes)

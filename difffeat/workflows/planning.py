@@ -16,6 +16,7 @@ from difffeat.runtime.feeding import Opening
 from difffeat.runtime.plan import HIGH, LOW, Plan, make_plan
 from difffeat.runtime.sources import open_source
 from difffeat.runtime.sources_options import SourceOptions
+from difffeat.runtime.understood import say_understood
 from difffeat.workflows.commands import default_store
 
 
@@ -39,6 +40,7 @@ def run_plan(
         raise ConfigError(f"--workers must be at least 1 and --seconds above 0, got {workers} and {seconds:g}")
     artifact = Artifact.open(opening.artifact)
     listed = open_source(source, source_options)
+    say_understood(listed, say)
     out = output or default_store(source, artifact)
     before = _plans(artifact.path)
     with ExitStack() as stack:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from difffeat.errors import ConfigError
 from difffeat.probe.bootstrap import OF
 from difffeat.probe.optim import check_seed
 from difffeat.probe.output import check_folder
+from difffeat.probe.split_files import read_splits, write_splits
 from difffeat.recipe import parse_tap
 from difffeat.runtime.store import Store
 from difffeat.workflows.pairs import Split
@@ -31,6 +33,40 @@ def features_of(path: Path) -> Store:
     if store.recipe.graph.kind == "latents":
         raise ConfigError(f"{path} is a latent cache, not features. Make features of it first: difffeat extract ARTIFACT SOURCE --latents {path}")
     return store
+
+
+def pair_of(image: Path | None, text: Path | None, name: str) -> tuple[Store, Store] | None:
+    """Both stores of a part, or None. Raises ConfigError where one was given without the other."""
+    if image is None and text is None:
+        return None
+    if image is None or text is None:
+        raise ConfigError(f"give both --{name}-image and --{name}-text, or neither")
+    return features_of(image), features_of(text)
+
+
+def require_distinct(stores: Mapping[str, Path | None]) -> None:
+    """Raises ConfigError where one folder was given for two purposes. `stores`: purpose -> path."""
+    seen: dict[Path, str] = {}
+    for purpose, path in stores.items():
+        if path is not None and (other := seen.setdefault(path.resolve(), purpose)) != purpose:
+            raise ConfigError(
+                f"{path} was given as {other} and as {purpose}. What one part teaches or chooses, another must not know: give two stores."
+            )
+
+
+def splits_of(path: Path | None) -> dict[str, str] | None:
+    """The splits that a file names, by id; None without a file."""
+    return None if path is None else read_splits(path)
+
+
+def splits_beside(metrics: Path, stem: str, name: str, ids: Mapping[str, Any], record: Mapping[str, Any]) -> Path:
+    """Writes the ids of each part next to a result, under its number. Returns where."""
+    return write_splits(metrics.with_name(metrics.name.replace(stem, name)), ids, record)
+
+
+def notes_text(notes: Any) -> list[str]:
+    """Notes as indented lines."""
+    return [f"  note: {note}" for note in notes]
 
 
 def taps_asked(store: Store, asked: str | None) -> tuple[str, ...]:

@@ -13,7 +13,17 @@ from difffeat.probe.provenance import provenance
 from difffeat.probe.sameness import told
 from difffeat.recipe import parse_tap
 from difffeat.workflows.probe_options import ProbeOptions, methods_asked
-from difffeat.workflows.probe_stores import BRACKETS, features_of, interval_text, results_folder, taps_asked
+from difffeat.workflows.probe_stores import (
+    BRACKETS,
+    features_of,
+    interval_text,
+    notes_text,
+    require_distinct,
+    results_folder,
+    splits_beside,
+    splits_of,
+    taps_asked,
+)
 
 
 def run_probe(
@@ -25,6 +35,8 @@ def run_probe(
     method: str,
     seed: int,
     output: Path | None,
+    splits_file: Path | None = None,
+    allow_shared: bool = False,
     options: ProbeOptions | None = None,
 ) -> dict[str, Any]:
     """Probe every tap on validation, the best one once on test. Writes metrics.json and the probe as safetensors."""
@@ -34,8 +46,10 @@ def run_probe(
     settings = options.settings(known)
     make_probe(known, **settings)  # what makes no sense is told before a store is opened
     out = results_folder(output, f"probe-{store.name}", seed)
+    require_distinct({"the training store": store, "--validation": validation, "--test": test})
     train = features_of(store)
     others: dict[str, Any] = {"validation": features_of(validation) if validation else None, "test": features_of(test) if test else None}
+    others |= {"splits": splits_of(splits_file), "allow_shared": allow_shared}
     names = taps_asked(train, taps)
     scored: dict[str, dict[str, Any]] = {}
     with warnings_kept() as kept:
@@ -49,8 +63,9 @@ def run_probe(
     result["notes"] = [*final.result["notes"], *dict.fromkeys(kept), *_candidates_notes(scored, best)]
     if scored:
         result["ties"] = TIES
-    result["provenance"] = provenance({"train": store, "validation": validation, "test": test})
-    metrics = write_metrics(out, result, beside=["probe.safetensors"])
+    result["provenance"] = provenance({"train": store, "validation": validation, "test": test, "splits": splits_file})
+    metrics = write_metrics(out, result, beside=["probe.safetensors", "splits.json"])
+    ids = splits_beside(metrics, "metrics", "splits", final.ids, result["split"])
     about = {"tap": best, "fingerprint": train.fingerprint}
     classifier = final.probe.save(metrics.with_name(f"{metrics.stem.replace('metrics', 'probe')}.safetensors"), about)
     lines = [
@@ -61,12 +76,12 @@ def run_probe(
         f"{best} on test ({result['splits']['test']['rows']} rows, {result['splits']['test']['from']}): mAP {interval_text(result['interval'])}",
         *_single_label(result["metrics"]),
         *(f"  left out of the {name} store: {told(counts)}" for name, counts in result["left_out"].items() if told(counts)),
+        *notes_text(result["notes"]),
         BRACKETS,
         f"  method {method}, {choice_text(result['chosen'])}; chosen on {result['selected_on']}",
-        *(f"  note: {note}" for note in result["notes"]),
-        f"  {metrics}, {classifier}",
+        f"  {metrics}, {classifier}, {ids}",
     ]
-    return {**result, "metrics_file": str(metrics), "classifier": str(classifier), "text": "\n".join(lines)}
+    return {**result, "metrics_file": str(metrics), "splits_file": str(ids), "classifier": str(classifier), "text": "\n".join(lines)}
 
 
 def best_tap(scored: Mapping[str, Mapping[str, Any]]) -> str:

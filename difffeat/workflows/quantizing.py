@@ -23,6 +23,7 @@ from difffeat.runtime.feeds import fed_batches
 from difffeat.runtime.samples import Sample
 from difffeat.runtime.sources import open_source
 from difffeat.runtime.sources_options import SourceOptions
+from difffeat.runtime.understood import say_understood
 from difffeat.workflows.exporting import PARITY_FILE, install, staging_folder
 from difffeat.workflows.verifying import PER_SAMPLE, features_of, open_running, spread
 
@@ -59,8 +60,9 @@ def run_quantize(
         raise ConfigError(f"{path} is {artifact.recipe.precision}; int8 is made from an fp32 artifact.")
     if parts not in PARTS:
         raise ConfigError(f"--parts must be one of {', '.join(PARTS)}; got {parts!r}")
-    listed = open_source(source, source_options).samples
-    chosen = spread(listed, samples)
+    listed = open_source(source, source_options)
+    say_understood(listed, say)
+    chosen = spread(listed.samples, samples)
     out = output or path.with_name(f"{path.name}-int8")
     staging = staging_folder(out, overwrite)
     started = time.perf_counter()

@@ -21,6 +21,7 @@ from difffeat.runtime.origin import Origin, extract_command, extract_commands, r
 from difffeat.runtime.repair import Diagnosis, diagnose, inputs_of, mendable, set_aside, shard_digests_of
 from difffeat.runtime.sources import open_source
 from difffeat.runtime.sources_options import SourceOptions
+from difffeat.runtime.understood import say_understood
 from difffeat.workflows.commands import run_extract
 
 Say = Callable[..., None]
@@ -74,6 +75,7 @@ def run_repair(
         return _set_aside_only(store, found, command)
     require_same_graph(store, manifest, Artifact.open(artifact))
     listed = open_source(origin.source, _source_options(origin))
+    say_understood(listed, say)
     if "latents" in origin.options:
         cache = LatentCache(Path(origin.options["latents"]), manifest.recipe.graph, manifest.recipe.run)
         cache.require_same_images(listed.samples, [sample.size for sample in listed.samples])

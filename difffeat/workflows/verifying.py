@@ -22,6 +22,7 @@ from difffeat.runtime.inversion import Inversion, open_inversion
 from difffeat.runtime.samples import Sample
 from difffeat.runtime.sources import open_source
 from difffeat.runtime.sources_options import SourceOptions
+from difffeat.runtime.understood import say_understood
 from difffeat.workflows.checking import Parts, promote, standardised
 from difffeat.workflows.checking import exact as exact_form
 from difffeat.workflows.exporting import PARITY_FILE, replace_folder
@@ -96,6 +97,7 @@ def run_verify(
     _require_enough(f"{source} has", len(listed))
     if note:
         say(note)
+    say_understood(listed, say)
     say(f"{len(chosen)} samples in {judge} at batches of {', '.join(map(str, batches))}, then in fp32 ({exact.path})")
     opening = {"device": device, "threads": threads, "options": replace(options, batch=max(batches)), "say": say}
     found = features_at(artifact, judge, chosen, run, batches, **opening)

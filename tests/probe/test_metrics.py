@@ -185,3 +185,30 @@ def test_unknown_options_are_named() -> None:
         statistic("auc", np.ones((1, 1)), np.ones((1, 1)))
     with pytest.raises(ProbeError, match="top-k accuracy needs exactly one class a sample"):
         top_k_accuracy(np.ones((2, 2), int), np.ones((2, 2)))
+
+
+@settings(max_examples=100, deadline=None)
+@given(scored(), st.integers(0, 2**32 - 1))
+def test_cells_of_unknown_labels_are_as_if_they_were_not_there(case: tuple[np.ndarray, np.ndarray], seed: int) -> None:
+    labels, scores = case
+    unknown = np.random.default_rng(seed).random(labels.shape) < 0.3
+    targets = np.where(unknown, -1, labels.astype(np.int8))
+    if not (targets == 1).any():
+        return
+    ours = average_precision(targets, scores)
+    for c in range(labels.shape[1]):
+        kept = ~unknown[:, c]
+        if (labels[kept, c]).any():
+            assert ours[c] == pytest.approx(average_precision_score(labels[kept, c], scores[kept, c]), abs=1e-12)
+        else:
+            assert np.isnan(ours[c])
+    assert statistic("map", targets, scores)(np.ones((len(targets), 1)))[0] == pytest.approx(np.nanmean(ours))
+
+
+def test_decisions_on_unknown_labels_are_not_counted() -> None:
+    targets, chances = np.array([[1, -1], [0, 1], [-1, 0]]), np.array([[0.9, 0.9], [0.2, 0.8], [0.7, 0.1]])
+    scores = precision_recall(targets, chances)
+    assert (scores.op, scores.or_, scores.of1) == (1.0, 1.0, 1.0)
+    assert precision_recall(targets, chances, top=1).or_ == 1.0  # the unknown cell takes no place among the top
+    assert "accuracy" not in multi_label_report(targets, chances, chances)
+    assert top_k_accuracy(targets[:2], np.array([[0.1, 0.9], [0.9, 0.1]])) == 0.5  # row 0: nobody knows of class 1, so it outranks nothing

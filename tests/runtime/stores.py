@@ -16,7 +16,7 @@ from difffeat.recipe import RunRecipe, parse_tap
 from difffeat.runtime.extract import extract
 from difffeat.runtime.sources import open_source
 from difffeat.runtime.store import Store
-from tests.runtime.fake import RECIPE, SIDE, FakeEngine
+from tests.runtime.fake import RECIPE, SIDE, TEXT_RECIPE, FakeEngine
 
 
 class Recall(FakeEngine):
@@ -35,6 +35,31 @@ class Recall(FakeEngine):
         colour = feeds["pixels"][:, 0, 0].astype(int)
         rows = colour[:, 0] + 256 * colour[:, 1]
         return {name: values[np.minimum(rows, len(values) - 1)].astype(np.float32) for name, values in self.features.items()}
+
+
+class RecallText(Recall):
+    """The same of captions: the first token of each is its row's number."""
+
+    def __init__(self, features: Mapping[str, np.ndarray], **recipe: Any) -> None:
+        rows = len(next(iter(features.values())))
+        about = {"family": "plaid", "architecture": {"max_length": 32, "vocab": rows + 1}, "kind": "text"}
+        super().__init__(features, **{**about, "weights": TEXT_RECIPE.weights, **recipe})
+        self.inputs = {"tokens": TensorSpec("tokens", "int64", ("batch", "length")), "lengths": TensorSpec("lengths", "int64", ("batch",))}
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        self.runs += 1
+        rows = feeds["tokens"][:, 0]
+        return {name: values[np.minimum(rows, len(values) - 1)].astype(np.float32) for name, values in self.features.items()}
+
+
+def row_tokenizer(path: Path, rows: int) -> Path:
+    """A tokenizer whose words are the numbers of rows."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    made = Tokenizer(models.WordLevel({**{str(row): row for row in range(rows)}, "<unk>": rows}, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
+    made.save(str(path))
+    return path
 
 
 def make_source(folder: Path, count: int, *, ids: Sequence[str] | None = None, bad: Sequence[int] = (), labels: bool = True) -> Path:

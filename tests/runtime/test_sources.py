@@ -133,7 +133,7 @@ def errors() -> dict[str, tuple[str, str | bytes, type[SourceError], str]]:
     """Kind of mistake -> file name, content, error, part of its message."""
     foreign = {**INSTANCES, "annotations": [{"image_id": 9, "category_id": 99}]}
     return {
-        "COCO of numbers": ("m.json", '{"images": [], "annotations": [5]}', SourceFormatError, "an entry lacks 'image_id' of type int: 5"),
+        "COCO of numbers": ("m.json", '{"images": [], "annotations": [5]}', SourceFormatError, "an entry lacks 'image_id' of type int or str: 5"),
         "COCO without categories": (
             "m.json",
             '{"images": [], "annotations": [], "categories": null}',
@@ -166,7 +166,7 @@ def errors() -> dict[str, tuple[str, str | bytes, type[SourceError], str]]:
             "m.csv",
             "id,image\nx,1.png\nx,2.png\n",
             DuplicateSample,
-            "1 ids occur more than once, the first is 'x' (1.png, 2.png). Rename the files",
+            "m.csv, row 2: the id 'x' occurs more than once, in rows of other images (1.png, 2.png). Leave one row for each id, or name a column",
         ),
         "other suffix": ("m.yaml", "a: 1", SourceFormatError, "is no source we read: pass a folder, or a file ending in .csv, .tsv, .jsonl"),
     }
@@ -218,12 +218,20 @@ def test_a_folder_that_cannot_be_listed_is_told(tmp_path: Path, monkeypatch: pyt
     scan = os.scandir
 
     def refuse(path: str) -> Any:
-        if str(path).endswith("b"):
-            raise PermissionError(13, "Permission denied")
+        if str(path).endswith(locked):
+            raise error
         return scan(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
+    locked, error = "b", PermissionError(13, "Permission denied")
+    source = open_source(tmp_path)
+    assert ids(source) == ["a/1"]
+    assert source.notes == ("1 folders cannot be opened and are left out, the first is b/: change their permissions, or remove them",)
+    locked = tmp_path.name
     with pytest.raises(SourceError, match=r"cannot be listed \(Permission denied\)"):
+        open_source(tmp_path)
+    locked, error = "b", OSError(5, "Input/output error", str(tmp_path / "b"))
+    with pytest.raises(SourceError, match=r"cannot be listed \(Input/output error in .*b\)"):
         open_source(tmp_path)
 
 

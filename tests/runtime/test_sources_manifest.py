@@ -28,12 +28,12 @@ ROWS = [
 
 
 def csv_manifest(path: Path) -> Path:
-    path.with_suffix(".csv").write_text("id,image,captions,labels\none,pictures/1.png,a cat|a mat,cat;mat\ntwo,pictures/2.png,a dog,\n")
+    path.with_suffix(".csv").write_text("id,image,captions,labels\none,pictures/1.png,a cat|a mat,cat;mat\ntwo,pictures/2.png,a dog,[]\n")
     return path.with_suffix(".csv")
 
 
 def tsv_manifest(path: Path) -> Path:
-    path.with_suffix(".tsv").write_text("id\timage\tcaptions\tlabels\none\tpictures/1.png\ta cat|a mat\tcat|mat\ntwo\tpictures/2.png\ta dog\t\n")
+    path.with_suffix(".tsv").write_text("id\timage\tcaptions\tlabels\none\tpictures/1.png\ta cat|a mat\tcat|mat\ntwo\tpictures/2.png\ta dog\t[]\n")
     return path.with_suffix(".tsv")
 
 

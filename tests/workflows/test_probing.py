@@ -9,10 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from difffeat.errors import ConfigError, ProbeError
 from difffeat.probe.factory import load_probe
 from difffeat.probe.fusion import FusionProbe
+from difffeat.probe.split_files import read_splits
+from difffeat.probe.splits import ids_digest
 from difffeat.recipe import RunRecipe
 from difffeat.runtime.extract import extract
 from difffeat.runtime.sources import open_source
@@ -22,21 +25,37 @@ from difffeat.workflows.fusing import run_fuse
 from difffeat.workflows.pairs import Held, Split, TapEvaluator
 from difffeat.workflows.probing import run_probe
 from difffeat.workflows.searching import run_search
-from tests.runtime.stores import Recall, make_source
+from tests.runtime.fake import SIDE
+from tests.runtime.stores import Recall, RecallText, make_source, row_tokenizer
 
 ROWS = 80
 ONE, TWO = ("b1/t30",), ("b1/t30", "b2/t30")
 Change = Callable[[list[dict[str, Any]]], Any]
 
 
-def stored(path: Path, *, prefix: str, taps: tuple[str, ...] = ONE, change: Change | None = None, classes: str | None = None, seed: int = 0) -> Path:
-    """A store of samples `prefix0` ... with labels a and b that its features nearly tell; `change` its manifest before it is extracted."""
+def stored(
+    path: Path,
+    *,
+    prefix: str,
+    taps: tuple[str, ...] = ONE,
+    change: Change | None = None,
+    classes: str | None = None,
+    seed: int = 0,
+    kind: str = "image",
+    pictures: str | None = None,
+) -> Path:
+    """A store of images, or for the kind `text` of captions, of samples `prefix0` ... with labels a and b that its features nearly tell; `change` its
+    manifest before it is extracted. Its images are those of `pictures`, by default of the prefix.
+    """
     rng = np.random.default_rng(len(prefix))
     source = make_source(path.with_name(f"{path.name}-source"), ROWS, ids=[f"{prefix}{row}" for row in range(ROWS)])
+    for row in range(ROWS):
+        blue = sum(map(ord, pictures or prefix)) % 256
+        Image.new("RGB", (SIDE, SIDE), (row % 256, row // 256, blue)).save(source.parent / f"{row}.png")
     rows = [json.loads(line) for line in source.read_text().splitlines()]
     labels = np.arange(ROWS) % 3
     for row, entry in enumerate(rows):
-        entry["labels"] = [["a"], ["b"], ["a", "b"]][labels[row]]
+        entry["labels"], entry["captions"] = [["a"], ["b"], ["a", "b"]][labels[row]], [str(row)]
     if change is not None:
         change(rows)
     source.write_text("\n".join(map(json.dumps, rows)))
@@ -45,7 +64,10 @@ def stored(path: Path, *, prefix: str, taps: tuple[str, ...] = ONE, change: Chan
         (path.parent / "classes.txt").write_text(classes)
         options = SourceOptions(classes=path.parent / "classes.txt")
     features = {tap: (np.eye(3)[labels] @ rng.normal(size=(3, 5)) + rng.normal(size=(ROWS, 5))).astype(np.float16) for tap in taps}
-    extract(Recall(features), open_source(str(source), options), path, run=RunRecipe(seed=seed), batch_size=16, shard_size=48, num_workers=1)
+    known: dict[str, Any] = {"run": RunRecipe(seed=seed), "batch_size": 16, "shard_size": 48, "num_workers": 1}
+    if kind == "text":
+        known["tokenizer"] = row_tokenizer(source.parent / "tokenizer.json", ROWS)
+    extract(RecallText(features) if kind == "text" else Recall(features), open_source(str(source), options), path, **known)
     return path
 
 
@@ -67,7 +89,7 @@ def search(image: Path, text: Path, output: Path, **options: Any) -> dict[str, A
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Image and text features of the same samples."""
     folder = tmp_path_factory.mktemp("pair")
-    return stored(folder / "image", prefix="train", taps=TWO), stored(folder / "text", prefix="train")
+    return stored(folder / "image", prefix="train", taps=TWO), stored(folder / "text", prefix="train", kind="text")
 
 
 @pytest.fixture
@@ -103,7 +125,7 @@ def unlabelled(rows: list[dict[str, Any]]) -> None:
 def test_test_stores_that_do_not_fit_are_refused_before_anything_is_trained(
     options: dict[str, Any], message: str, pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    tests = stored(tmp_path / "a", taps=TWO, **options), stored(tmp_path / "b", **{**options, "seed": 0})
+    tests = stored(tmp_path / "a", taps=TWO, **options), stored(tmp_path / "b", kind="text", **{**options, "seed": 0})
     with pytest.raises(ProbeError, match=message):
         fuse(*pair, tmp_path / "out", image_tap="b1/t30", test_image=tests[0], test_text=tests[1])
     assert not (tmp_path / "out").exists()
@@ -113,9 +135,10 @@ def test_a_fusion_on_stores_of_their_own_says_of_what_it_is(pair: tuple[Path, Pa
     def some(rows: list[dict[str, Any]]) -> None:
         del rows[5]["labels"]
 
-    tests = stored(tmp_path / "a", prefix="test", taps=TWO, change=some), stored(tmp_path / "b", prefix="test", change=unlabelled)
+    tests = stored(tmp_path / "a", prefix="test", taps=TWO, change=some), stored(tmp_path / "b", prefix="test", change=unlabelled, kind="text")
     result = fuse(*pair, tmp_path / "out", image_tap="b1/t30", test_image=tests[0], test_text=tests[1], seed=3)
-    assert result["rows"] == {"train": 64, "validation": 16, "test": 79}
+    assert result["rows"]["train"] + result["rows"]["validation"] == ROWS
+    assert result["rows"]["test"] == 79
     assert result["left_out"]["test"]["whose labels are unknown"] == 1
     assert "79 samples joined by id; left out: 1 whose labels are unknown" in result["text"]
     fingerprints = {"image": Store.open(pair[0]).fingerprint, "text": Store.open(pair[1]).fingerprint}
@@ -126,9 +149,87 @@ def test_a_fusion_on_stores_of_their_own_says_of_what_it_is(pair: tuple[Path, Pa
 
 def test_a_search_says_of_what_it_is(pair: tuple[Path, Path], tmp_path: Path) -> None:
     result = search(*pair, tmp_path / "out", seed=2)
-    assert (result["seed"], result["classes"], result["rows"]) == (2, ["a", "b"], {"train": 56, "validation": 24})
+    assert (result["seed"], result["classes"], sum(result["rows"].values())) == (2, ["a", "b"], ROWS)
+    assert result["test"]["low"] <= result["test"]["value"] <= result["test"]["high"]
+    assert f"on {result['rows']['test']} test rows that no selection saw" in result["text"]
     assert result["fingerprints"]["image"] == Store.open(pair[0]).fingerprint
     assert json.loads(Path(result["metrics_file"]).read_text())["left_out"]["whose labels are unknown"] == 0
+
+
+def ids_of(result: dict[str, Any]) -> dict[str, set[str]]:
+    """What a result says of its splits, read from the file beside it."""
+    by_id = read_splits(result["splits_file"])
+    return {name: {id_ for id_, part in by_id.items() if part == name} for name in ("train", "validation", "test")}
+
+
+def test_every_verb_holds_out_the_same_samples(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    def fewer(rows: list[dict[str, Any]]) -> None:
+        rows.reverse()
+        del rows[40:50]
+
+    text = stored(tmp_path / "fewer", prefix="train", kind="text", change=fewer)
+    whole = ids_of(probe(pair[0], tmp_path / "probe", seed=2))
+    fused = fuse(pair[0], text, tmp_path / "fuse", image_tap="b1/t30", seed=2)
+    searched = search(pair[0], text, tmp_path / "search", seed=2)
+    joined = set(Store.open(text).ids)
+    assert ids_of(fused) == ids_of(searched) == {name: ids & joined for name, ids in whole.items()}
+    assert sum(map(len, ids_of(fused).values())) == ROWS - 10
+    for result in (fused, searched):
+        assert result["split"]["parts"]["test"]["ids_sha256"] == ids_digest(sorted(whole["test"] & joined))
+        assert result["split"]["version"] == "difffeat-split/1"
+
+
+def test_the_splits_of_one_result_can_be_given_to_every_verb(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    first = probe(pair[0], tmp_path / "probe", seed=5)
+    file = Path(first["splits_file"])
+    for verb, stores, options in ((probe, pair[:1], {}), (fuse, pair, {"image_tap": "b1/t30"}), (search, pair, {})):
+        again = verb(*stores, tmp_path / verb.__name__, seed=0, splits_file=file, **options)
+        assert ids_of(again) == ids_of(first)
+        assert again["split"]["rule"] == "the splits that were given"
+
+
+def test_fusion_and_search_take_validation_and_test_stores(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    given = {}
+    for part in ("validation", "test"):
+        given |= {f"{part}_image": stored(tmp_path / f"{part}-a", prefix=part, taps=TWO)}
+        given |= {f"{part}_text": stored(tmp_path / f"{part}-b", prefix=part, kind="text")}
+    for verb, options in ((fuse, {"image_tap": "b1/t30"}), (search, {})):
+        result = verb(*pair, tmp_path / verb.__name__, **given, **options)
+        assert result["rows"] == {"train": ROWS, "validation": ROWS, "test": ROWS}
+        assert ids_of(result)["test"] == {f"test{row}" for row in range(ROWS)}
+    with pytest.raises(ConfigError, match="give both --validation-image and --validation-text, or neither"):
+        fuse(*pair, tmp_path / "x", image_tap="b1/t30", validation_image=given["validation_image"])
+    with pytest.raises(ConfigError, match="validation-a was given as --validation-image and as --test-image"):
+        search(*pair, tmp_path / "x", **{**given, "test_image": given["validation_image"]})
+
+
+def test_the_same_images_under_other_ids_are_refused_unless_allowed(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    tests = {"test_image": stored(tmp_path / "a", prefix="val2014-", taps=TWO, pictures="train")}
+    tests["test_text"] = stored(tmp_path / "b", prefix="val2014-", kind="text")
+    message = "80 samples of the test split are in the train split as well, for example 'val2014-0', which is 'train0' in train"
+    for verb, options in ((fuse, {"image_tap": "b1/t30"}), (search, {})):
+        with pytest.raises(ProbeError, match=message):
+            verb(*pair, tmp_path / "out", **tests, **options)
+        result = verb(*pair, tmp_path / "out", allow_shared=True, **tests, **options)
+        assert result["split"]["allow_shared"]
+        assert any(message[:40] in note for note in result["split"]["shared"])
+        assert "were allowed" in result["text"]
+    with pytest.raises(ProbeError, match=message):
+        probe(pair[0], tmp_path / "out", test=tests["test_image"])
+
+
+def test_stores_the_wrong_way_round_are_refused(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    image, text = pair
+    for stores, message in (
+        ((text, image), "the stores are the wrong way round: .*text holds features of captions and .*image features of images"),
+        ((image, image), "the image store and as the text store"),
+        ((text, text), "the image store and as the text store"),
+        ((image, stored(tmp_path / "copy", prefix="train")), "copy was given as the text store, but it holds features of images, as .*image does"),
+        ((stored(tmp_path / "words", prefix="train", kind="text"), text), "words was given as the image store, but it holds features of captions"),
+    ):
+        for verb, options in ((fuse, {"image_tap": "b1/t30", "text_tap": "b1/t30"}), (search, {})):
+            with pytest.raises((ProbeError, ConfigError), match=message):
+                verb(*stores, tmp_path / "out", **options)
 
 
 @pytest.mark.parametrize("verb", [probe, fuse, search])
