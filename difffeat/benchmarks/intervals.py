@@ -153,7 +153,7 @@ def _simulated(
             points = np.concatenate(every(_points, [(name, seed, *piece) for piece in truths]))
             mean = float(points[:, 0].mean()), float((points[:, 0] - points[:, 1]).mean())
             counts = np.sum(every(_held, [(name, seed, *piece, resamples, *mean) for piece in pieces]), axis=0)
-            found = Coverage(*mean, simulations, *(int(count) for count in counts[:4]), float(counts[4] / simulations))
+            found = Coverage(mean[0], mean[1], simulations, *counts[:4].astype(int).tolist(), width=float(counts[4] / simulations))
             say(f"  {100 * found.centred / simulations:.1f} %; plain percentile {100 * found.percentile / simulations:.1f} %")
             yield name, found
     finally:

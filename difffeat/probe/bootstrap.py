@@ -120,7 +120,7 @@ def bootstrap_interval(
 def rare_classes(labels: Any, classes: Sequence[str] | None = None) -> dict[str, int]:
     """Positives of the classes that have some but fewer than `RARE`, rarest first."""
     counts = positive_cells(labels).sum(axis=0)
-    names = [str(number) for number in range(len(counts))] if classes is None else classes
+    names = [str(number) for number in range(len(counts))] if classes is None else list(classes)
     return {names[c]: int(counts[c]) for c in np.argsort(counts, kind="stable") if 0 < counts[c] < RARE}
 
 

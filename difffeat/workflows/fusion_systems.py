@@ -142,9 +142,9 @@ def table(result: Mapping[str, Any]) -> list[str]:
         lines.append(f"    {name:{WIDEST}} {interval_text(interval)}   {choice_text(result['chosen'][name])}")
     lines.append("  differences, of two by one method on the same samples:")
     for value in result["differences"]:
-        name = f"{value['of']} less {value['less']}"
         alone = " alone" if value["less"] in ("image", "text") else ""
-        lines.append(f"    {NAMES[value['method']]}: {name + alone:36} {interval_text(value, 'difference')}")
+        name = f"{NAMES[value['method']]}: {value['of']} less {value['less']}{alone}"
+        lines.append(f"    {name:46} {interval_text(value, 'difference')}")
     return lines
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from difffeat.errors import ConfigError
 
-TAKES = {
+TAKES: dict[str, tuple[str, ...]] = {
     "adam": ("lr", "epochs", "batch_size", "weight_decay", "loss"),
     "ridge": ("alphas",),
     "logistic": ("c",),

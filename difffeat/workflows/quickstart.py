@@ -216,9 +216,12 @@ class Looked:
 
 def _search(run: Run, grids: dict[str, tuple[Store, Store]]) -> Looked:
     """Algorithm 1 on validation, its regret against all pairs, and the random backbone's own surface."""
-    splits = [Split.whole(grids["image"][part], grids["text"][part]) for part in (0, 1)]
-    evaluator = TapEvaluator(*splits)
-    others = [TapEvaluator(*(Split.whole(grids[name][part], grids["text"][part]) for part in (0, 1))) for name in grids if name.startswith("image-")]
+
+    def of(name: str) -> TapEvaluator:
+        return TapEvaluator(*(Split.whole(grids[name][part], grids["text"][part]) for part in (0, 1)))  # pyright: ignore[reportArgumentType]
+
+    evaluator = of("image")
+    others = [of(name) for name in grids if name.startswith("image-")]
 
     def eval_image(block: int, t: float) -> float:
         """Averaged over the grid's noise seeds."""
@@ -227,7 +230,7 @@ def _search(run: Run, grids: dict[str, tuple[Store, Store]]) -> Looked:
     image_grid, text_grid = (Grid.of_taps(grids[name][0].taps) for name in ("image", "text"))
     exhaustive = grid_search(evaluator.pair, image_grid=image_grid, text_grid=text_grid)
     search = local_search(eval_image, evaluator.text, evaluator.pair, image_grid=image_grid, text_grid=text_grid, exhaustive=exhaustive.pairs)
-    random_evaluator = TapEvaluator(*(Split.whole(grids["random"][part], grids["text"][part]) for part in (0, 1)))
+    random_evaluator = of("random")
     random_grid = Grid.of_taps(grids["random"][0].taps)
     values = [[random_evaluator.image(block, t) for t in random_grid.timesteps] for block in random_grid.blocks]
     over_t = {
