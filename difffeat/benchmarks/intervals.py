@@ -153,7 +153,9 @@ def _simulated(
             points = np.concatenate(every(_points, [(name, seed, *piece) for piece in truths]))
             mean = float(points[:, 0].mean()), float((points[:, 0] - points[:, 1]).mean())
             counts = np.sum(every(_held, [(name, seed, *piece, resamples, *mean) for piece in pieces]), axis=0)
-            yield name, Coverage(*mean, simulations, *(int(count) for count in counts[:4]), float(counts[4] / simulations))
+            found = Coverage(mean[0], mean[1], simulations, *counts[:4].astype(int).tolist(), width=float(counts[4] / simulations))
+            say(f"  {100 * found.centred / simulations:.1f} %; plain percentile {100 * found.percentile / simulations:.1f} %")
+            yield name, found
     finally:
         if pool is not None:
             pool.shutdown(cancel_futures=True)
@@ -203,7 +205,7 @@ def _score(setting: Setting, labels: np.ndarray, scores: np.ndarray) -> float:
 
 
 def _sets(name: str, seed: int, first: int, last: int, purpose: int) -> Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """(labels bool [n, C], scores of two systems [n, C]) of the numbered test sets, each from a seed of its own; one without a positive is drawn again."""
+    """(labels bool [n, C], scores of two systems [n, C]) of the numbered test sets, each from a seed of its own; none is without a positive."""
     setting, kind = SETTINGS[name], list(SETTINGS).index(name)
     for number in range(first, last):
         rng = np.random.Generator(np.random.PCG64([seed, 3, purpose, kind, number]))
@@ -243,7 +245,7 @@ def _lines(found: Mapping[str, Coverage], result: Mapping[str, Any]) -> list[str
         return f"{share:5.1f} [{low:4.1f}, {high:5.1f}]"
 
     lines = [
-        f"coverage (%) of nominal {100 * LEVEL:.0f} % intervals over {result['simulations']} simulated test sets, {result['resamples']} resamples each; "
+        f"coverage (%) of {100 * LEVEL:.0f} % intervals over {result['simulations']} simulated test sets, {result['resamples']} resamples each, "
         f"truth: the mean of {result['truth']} others; seed {result['seed']}",
         f"  {'':50} {'score':>6} {'difffeat':>20} {'plain percentile':>20} {'score outside it':>16} {'paired difference':>20}",
     ]

@@ -10,6 +10,8 @@ from typing import Any
 PREFIX = "DIFFFEAT_"
 OTHERS = ("DIFFFEAT_DATA", "DIFFFEAT_COMMIT", "DIFFFEAT_GPU_TESTS", "DIFFFEAT_TESTS_ARTIFACTS")
 """Variables that are read elsewhere: the folder of the key, and what tests and benchmarks ask for."""
+TRAINING = ("probe", "fuse")
+"""Verbs whose --batch-size is one of training: the short variable is for batches of extraction, and is not theirs."""
 _COMMANDS_OWN = ("version", "install_completion", "show_completion", "help")
 """Options that end the program: a variable of that name would end every command."""
 
@@ -22,6 +24,8 @@ def name_options(command: Any) -> dict[str, str]:
             continue
         option = max((name for name in parameter.opts), key=len)
         names = list(dict.fromkeys([_variable(*path, option), _variable(option)]))
+        if parameter.name == "batch_size" and path[:1] in [(verb,) for verb in TRAINING]:
+            names = names[:1]
         parameter.envvar, parameter.show_envvar = names, False  # two for each option would fill the help; its last line says how they are made
         known |= {name: f"{' '.join(path)} {option}".strip() for name in names}
     return known

@@ -26,8 +26,8 @@ from difffeat.cli.options import (
     Pixels,
     Preprocess,
     ShardSize,
-    StrictPixels,
     Splits,
+    StrictPixels,
     TensorrtProvider,
     Tf32,
     Threads,
@@ -35,9 +35,11 @@ from difffeat.cli.options import (
     ValidationText,
 )
 from difffeat.cli.printing import emit, say
+from difffeat.cli.probe import with_probe_options
 from difffeat.cli.source import with_source_options
 from difffeat.errors import Interrupted
 from difffeat.runtime.sources_options import SourceOptions
+from difffeat.workflows.probe_options import ProbeOptions
 
 
 class Verbs(TyperGroup):
@@ -363,6 +365,7 @@ def plan(
 
 
 @app.command()
+@with_probe_options
 def probe(
     store: Annotated[Path, typer.Argument(help="Feature store to train on.")],
     validation: Annotated[Path | None, typer.Option(help="Store to select on; default: a seeded 15 % of the training store.")] = None,
@@ -374,17 +377,21 @@ def probe(
     allow_shared: AllowShared = False,
     output: Output = None,
     as_json: Json = False,
+    *,
+    probe_options: ProbeOptions,
 ) -> None:
-    """Train linear probes on a store, tap by tap."""
+    """Train linear probes on a store, tap by tap; learning rate or penalty is chosen on validation."""
     from difffeat.workflows.probing import run_probe
 
     result = run_probe(
-        store, validation=validation, test=test, taps=taps, method=method, seed=seed, output=output, splits_file=splits, allow_shared=allow_shared
-    )
+        store, validation=validation, test=test, taps=taps, method=method, seed=seed, output=output, splits_file=splits, allow_shared=allow_shared,
+        options=probe_options,
+    )  # fmt: skip
     emit(result, as_json)
 
 
 @app.command()
+@with_probe_options
 def fuse(
     image_store: Annotated[Path, typer.Argument(help="Image features to train on.")],
     text_store: Annotated[Path, typer.Argument(help="Text features of the same samples.")],
@@ -396,18 +403,26 @@ def fuse(
     validation_text: ValidationText = None,
     splits: Splits = None,
     allow_shared: AllowShared = False,
-    fusion: Annotated[str, typer.Option(help="add (the paper's) or concat.")] = "add",
+    fusion: Annotated[
+        str | None, typer.Option(help="Which fusion is saved: add (the paper's, of adam) or concat. Default: add, without adam concat.")
+    ] = None,
+    method: Annotated[
+        str, typer.Option(help="Methods of all that is compared, of adam, ridge and logistic; the first one's fusion is saved.")
+    ] = "adam,ridge",
     width: Annotated[int, typer.Option(help="Shared width of the projections.")] = 512,
     seed: Annotated[int, typer.Option(help="Seed of the split and of the training.")] = 0,
     output: Output = None,
     as_json: Json = False,
+    *,
+    probe_options: ProbeOptions,
 ) -> None:
-    """Train a fused classifier on image and text features joined by sample id."""
+    """Train a fused classifier on image and text features joined by sample id, and compare it with each alone by the same method."""
     from difffeat.workflows.fusing import run_fuse
 
     result = run_fuse(
         image_store, text_store, image_tap=image_tap, text_tap=text_tap, test_image=test_image, test_text=test_text, fusion=fusion, width=width,
         seed=seed, output=output, validation_image=validation_image, validation_text=validation_text, splits_file=splits, allow_shared=allow_shared,
+        method=method, options=probe_options,
     )  # fmt: skip
     emit(result, as_json)
 

@@ -4,11 +4,14 @@ A resample is a column of multiplicities (how often each sample was drawn), so s
 
 A resample of a ranking is not just another test set: it holds positives twice, which raises their precision, and rare classes lose theirs. The mean
 of its scores therefore lies beside the score of the sample itself, and percentiles of it are shifted (for mAP upwards, by more than their width where
-classes are rare). So the interval of one system is centred: score + (percentile of the resamples - mean of the resamples), cut to 0..1. It is one of
-the *mean score over test sets of this size and kind*, which `difffeat bench intervals` checks by simulation.
+classes are rare). So the interval of one system is centred: score + (percentile of the resamples - mean of the resamples), cut to 0..1.
 
-In a paired bootstrap both systems see the same resamples, whose shift falls out of the difference; its percentiles are left as they are. "A is above B"
-means that the interval of A - B lies above zero.
+Resamples of k positives also vary only (k - 1)/k as much (in variance) as k new positives would: in mAP the AP of each class is spread about its mean
+by sqrt(k/(k - 1)), which tells where classes are rare. The interval is one of the *mean score over test sets of this size and kind*;
+`difffeat bench intervals` checks that by simulation.
+
+In a paired bootstrap both systems see the same resamples, whose shift falls out of the difference; its percentiles are left as they are. "A is above
+B" means that the interval of A - B lies above zero.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from difffeat.errors import ConfigError, ProbeError
-from difffeat.probe.data import as_multi_hot
+from difffeat.probe.data import positive_cells
 from difffeat.probe.metrics import Statistic, class_precisions, mean_over_classes, statistic
 
 _BLOCK_BYTES = 32 * 2**20
@@ -100,8 +103,8 @@ def bootstrap_interval(
 ) -> Interval:
     """The score of one system with its interval: of the mean over test sets of this size, centred on the score.
 
-    **Arguments:** `labels`, `scores` [n, C] as for the metric; `classes` names for `rare` and `notes` (their numbers when None); `metric` and `options`
-    as in `metrics.statistic`.
+    **Arguments:** `labels`, `scores` [n, C] as for the metric; `classes` names for `rare` and `notes` (their numbers when None); `metric` and
+    `options` as in `metrics.statistic`.
     """
     score, n = statistic(metric, labels, scores, **options), len(labels)
     value = _point(score, n)
@@ -116,8 +119,8 @@ def bootstrap_interval(
 
 def rare_classes(labels: Any, classes: Sequence[str] | None = None) -> dict[str, int]:
     """Positives of the classes that have some but fewer than `RARE`, rarest first."""
-    counts = as_multi_hot(labels).sum(axis=0)
-    names = [str(number) for number in range(len(counts))] if classes is None else classes
+    counts = positive_cells(labels).sum(axis=0)
+    names = [str(number) for number in range(len(counts))] if classes is None else list(classes)
     return {names[c]: int(counts[c]) for c in np.argsort(counts, kind="stable") if 0 < counts[c] < RARE}
 
 
@@ -184,7 +187,7 @@ def _resampled_map(labels: Any, scores: Any, n_resamples: int, rng: np.random.Ge
     _check_resamples(n_resamples)
     per_class = class_precisions(labels, scores)
     values = np.concatenate([per_class(weights) for weights in multiplicities(len(labels), n_resamples, rng)], axis=1)
-    counts = as_multi_hot(labels).sum(axis=0)
+    counts = positive_cells(labels).sum(axis=0)
     spread = np.sqrt(counts / np.maximum(counts - 1, 0.5))  # one positive says nothing of how others would vary: as two would
     for c in np.flatnonzero(counts):
         found = ~np.isnan(values[c])

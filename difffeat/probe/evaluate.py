@@ -18,6 +18,7 @@ from difffeat.errors import ConfigError, ProbeError
 from difffeat.probe.base import Probe
 from difffeat.probe.bootstrap import bootstrap_interval
 from difffeat.probe.cautions import cautions, require_distinct_classes, require_learnable
+from difffeat.probe.choices import OPTIMISTIC, TIES, choice_of, is_at_edge
 from difffeat.probe.data import FeatureStore
 from difffeat.probe.factory import make_probe
 from difffeat.probe.metrics import THRESHOLD, multi_label_report
@@ -64,21 +65,22 @@ def probe_store(
     """Fit one probe on a tap's training rows and score it on `report_on`.
 
     **Arguments:** stores, `fractions`, `allow_mixed`, `allow_shared` and `splits` as in `make_parts`; `method` and `settings` as in `make_probe`;
-    `seed` of splits, training and bootstrap.
-    Ridge chooses alpha on validation; the others select nothing.
+    `seed` of splits, training and bootstrap. Adam's learning rate, ridge's alpha and logistic's C are chosen on validation where `settings` does not
+    give them; `chosen` in the result says what and where.
     """
     if report_on not in SPLITS:
         raise ConfigError(f"report_on must be one of {', '.join(SPLITS)}; got {report_on!r}")
     parts = make_parts(
         store, validation=validation, test=test, fractions=fractions, seed=seed, allow_mixed=allow_mixed, allow_shared=allow_shared, splits=splits
     )
-    probe, selected_on = _fit(parts, tap, method, dict(settings or {}), seed)
+    probe = _fit(parts, tap, method, dict(settings or {}), seed)
     part = parts[report_on]
     if len(part.rows) == 0:
         raise ProbeError(f"there are no rows to report on: give a {report_on} store, or a share above 0 in fractions")
     scores = probe.decision_function(part.features(tap), part.rows)
     rng = np.random.Generator(np.random.PCG64(seed))
-    interval = bootstrap_interval(part.labels, scores, rng=rng, n_resamples=n_resamples)
+    interval = bootstrap_interval(part.labels, scores, rng=rng, n_resamples=n_resamples, classes=store.classes)
+    flattering = [OPTIMISTIC] if report_on == "validation" and len(parts["validation"].rows) else []
     result = {
         "schema": SCHEMA,
         "kind": "probe",
@@ -86,46 +88,51 @@ def probe_store(
         "method": method,
         "settings": probe.settings(),
         "seed": seed,
-        "selected_on": selected_on,
+        "chosen": choice_of(probe),
+        "selected_on": probe.selected_on_,
         "reported_on": report_on,
         "splits": {name: {"rows": len(value.rows), "from": value.source} for name, value in parts.items()},
         "split": dict(parts.record),
-        "notes": list(parts.notes),
         "left_out": {name: left_out(value.store) for name, value in parts.items() if value.store is not store or name == "train"},
         "fingerprints": {name: value.store.fingerprint for name, value in parts.items()},
         "classes": list(store.classes),
         "threshold": THRESHOLD,
         "metrics": multi_label_report(part.labels, scores, probe.probabilities(scores)),
         "interval": interval.to_dict(),
+        "notes": [*parts.notes, *probe.notes_, *interval.notes, *flattering],
     }
     if isinstance(probe, RidgeProbe):
         result["alpha"] = probe.alpha_
     return Probed(probe, part.labels, scores, result, {name: value.ids for name, value in parts.items()})
 
 
-def _fit(parts: Mapping[str, Part], tap: str, method: str, settings: dict[str, Any], seed: int) -> tuple[Probe, str]:
+def _fit(parts: Mapping[str, Part], tap: str, method: str, settings: dict[str, Any], seed: int) -> Probe:
     train, validation = parts["train"], parts["validation"]
-    if method != "logistic":
-        settings = {"seed": seed, **settings}
-    probe, classes = make_probe(method, **settings), tuple(train.store.classes)
-    x, y = train.features(tap), train.labels
-    if not isinstance(probe, RidgeProbe):
-        return probe.fit(x, y, rows=train.rows, classes=classes), "nothing: no choice was made"
+    probe = make_probe(method, **{"seed": seed, **settings})
     held = None if len(validation.rows) == 0 else (validation.features(tap), validation.labels, validation.rows)
-    fitted = probe.fit(x, y, rows=train.rows, classes=classes, validation=held)
-    return fitted, fitted.selected_on_
+    return probe.fit(train.features(tap), train.labels, rows=train.rows, classes=tuple(train.store.classes), validation=held)
 
 
 @dataclass(frozen=True)
 class TapScores:
-    """mAP of a ridge probe at each tap. `values` and `alphas` float64 [blocks, timesteps], NaN where the store has no such tap."""
+    """mAP of a ridge probe at each tap. `values` and `alphas` float64 [blocks, timesteps], NaN where the store has no such tap.
+
+    `at_edge`: taps whose alpha is the first or last of the grid and better than the one beside it. The values chose the alphas, which flatters them.
+    """
 
     grid: Grid
     values: np.ndarray
     alphas: np.ndarray
     evaluated_classes: int
     rows: Mapping[str, int]
-    notes: tuple[str, ...] = ()
+    at_edge: tuple[str, ...] = ()
+    cautions: tuple[str, ...] = ()
+
+    @property
+    def notes(self) -> list[str]:
+        """What makes the numbers doubtful, in words."""
+        edge = [edge_text(self.at_edge)] if self.at_edge else []
+        return [OPTIMISTIC, *edge, *self.cautions]
 
     @property
     def best(self) -> str:
@@ -147,8 +154,15 @@ class TapScores:
             "evaluated_classes": self.evaluated_classes,
             "rows": dict(self.rows),
             "best": self.best,
-            "notes": list(self.notes),
+            "ties": TIES,
+            "at_edge": list(self.at_edge),
+            "notes": self.notes,
         }
+
+
+def edge_text(taps: Sequence[str]) -> str:
+    """What is said of taps whose alpha was chosen at an edge of the grid."""
+    return f"alpha was chosen at an edge of its grid at {len(taps)} taps ({', '.join(taps[:5])}{', ...' if len(taps) > 5 else ''}): pass a wider one"
 
 
 def evaluate_taps(
@@ -176,14 +190,17 @@ def evaluate_taps(
     y, truth = np.asarray(labels_of(train))[rows], np.asarray(labels_of(validation))[held]
     require_learnable(y, train.classes)
     values, chosen = (np.full((len(grid.blocks), len(grid.timesteps)), np.nan) for _ in range(2))
+    at_edge = []
     for name in names:
         block, t = parse_tap(name)
         place = grid.blocks.index(block), grid.timesteps.index(t)
         chosen[place], maps = ridge_path(train[name], y, rows=rows).choose(validation[name], truth, alphas, held)
         values[place] = max(maps)
+        if is_at_edge(chosen[place], alphas, maps):
+            at_edge.append(name)
     evaluated = int((truth == 1).any(axis=0).sum())
-    notes = (*shared, *cautions({"train": y, "validation": truth}, train.classes))
-    return TapScores(grid, values, chosen, evaluated, {"train": len(rows), "validation": len(held)}, notes)
+    found = (*shared, *cautions({"train": y, "validation": truth}, train.classes))
+    return TapScores(grid, values, chosen, evaluated, {"train": len(rows), "validation": len(held)}, tuple(at_edge), found)
 
 
 def write_metrics(folder: str | os.PathLike[str], result: Mapping[str, Any], name: str = "metrics.json", beside: Sequence[str] = ()) -> Path:

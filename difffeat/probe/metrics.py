@@ -151,7 +151,7 @@ def statistic(metric: str, labels: Any, scores: Any, *, empty: str = "skip", thr
 
 def class_precisions(labels: Any, scores: Any) -> Statistic:
     """The weighted form of the AP of each class: sample weights [n, r] -> float64 [C, r], NaN where a class has no positive. Ranked once, here."""
-    return _weighted_ap(*check_scores(labels, scores))
+    return _weighted_ap(*check_scores(labels, scores), known_cells(labels))
 
 
 def mean_over_classes(values: np.ndarray, empty: str) -> np.ndarray:

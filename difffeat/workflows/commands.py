@@ -26,8 +26,8 @@ from difffeat.runtime.sources import open_source
 from difffeat.runtime.sources_options import SourceOptions
 from difffeat.runtime.summary import summary_dict, summary_text
 from difffeat.runtime.understood import say_understood
-from difffeat.workflows.assumptions import diffusion_lines
 from difffeat.workflows.arguments import check_arguments, check_images_are_there, check_model, check_store_place
+from difffeat.workflows.assumptions import diffusion_lines
 from difffeat.workflows.loading import DIGITS, PUBLISHED_DIT
 from difffeat.workflows.staging import check_place
 

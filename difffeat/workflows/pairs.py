@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from difffeat.errors import ProbeError
+from difffeat.probe.choices import is_at_edge
 from difffeat.probe.data import FeatureMatrix, RowsOf
 from difffeat.probe.fusion import Join, PairedFeatures, join
 from difffeat.probe.metrics import mean_average_precision
@@ -123,15 +124,18 @@ class TapEvaluator:
         self._train, self._held, self._alphas = train, held, alphas
         self._labels = train.labels, held.labels
         self._memory = Held(held_bytes)
+        self._chosen: dict[str, bool] = {}
         self.pair = cache(self._pair)
 
     def image(self, block: int, t: float) -> float:
         """Of an image tap alone."""
-        return self._score(*self._images(tap_name(block, t)), self._labels[0])
+        tap = tap_name(block, t)
+        return self._score(f"image {tap}", *self._images(tap), self._labels[0])
 
     def text(self, block: int, t: float) -> float:
         """Of a text tap alone."""
-        return self._score(*self._texts(tap_name(block, t)), self._labels[0])
+        tap = tap_name(block, t)
+        return self._score(f"text {tap}", *self._texts(tap), self._labels[0])
 
     def _images(self, tap: str) -> tuple[FeatureMatrix, FeatureMatrix]:
         """Of train and of the held-out split."""
@@ -144,21 +148,50 @@ class TapEvaluator:
 
     def _pair(self, image_tap: str, text_tap: str) -> float:
         train, held = (PairedFeatures(*halves) for halves in zip(self._images(image_tap), self._texts(text_tap), strict=True))
-        return self._score(train, held, self._labels[0])
+        return self._score(f"{image_tap} + {text_tap}", train, held, self._labels[0])
 
     def pair_within(self, image_tap: str, text_tap: str, /, *, budget: int) -> float:
         """Of a pair on `budget` training rows: the same for every pair, drawn with a fixed seed (sources are often sorted by class)."""
         small = Split(self._train.joined, np.random.Generator(np.random.PCG64(0)).permutation(self._train.rows)[:budget])
-        return self._score(small.pair(image_tap, text_tap), self._held.pair(image_tap, text_tap), small.labels)
+        pairs = small.pair(image_tap, text_tap), self._held.pair(image_tap, text_tap)
+        return self._score(f"{image_tap} + {text_tap} on {budget}", *pairs, small.labels)
 
     @property
     def rows(self) -> int:
         """Training rows."""
         return len(self._train.rows)
 
-    def _score(self, x: Any, y: Any, labels: np.ndarray) -> float:
-        _, scores = ridge_path(x, labels).choose(y, self._labels[1], self._alphas)
+    def _score(self, name: str, x: Any, y: Any, labels: np.ndarray) -> float:
+        alpha, scores = ridge_path(x, labels).choose(y, self._labels[1], self._alphas)
+        self._chosen[name] = is_at_edge(alpha, self._alphas, scores)
         return max(scores)
+
+    @property
+    def at_edge(self) -> list[str]:
+        """Taps and pairs, of those evaluated so far, whose alpha is the first or last of the grid and better than the one beside it."""
+        return [name for name, edge in self._chosen.items() if edge]
+
+    @property
+    def evaluated(self) -> int:
+        """How many taps and pairs were evaluated so far."""
+        return len(self._chosen)
+
+    def text_scores(self, tap: str) -> np.ndarray:
+        """Scores [n, C] of the held-out rows by the ridge of a text tap alone."""
+        return self._held_scores(*self._texts(tap))
+
+    def image_scores(self, tap: str) -> np.ndarray:
+        """Scores [n, C] of the held-out rows by the ridge of an image tap alone."""
+        return self._held_scores(*self._images(tap))
+
+    def _held_scores(self, x: Any, y: Any) -> np.ndarray:
+        path = ridge_path(x, self._labels[0])
+        return path.scores(y, [path.choose(y, self._labels[1], self._alphas)[0]])[0]
+
+    @property
+    def held_labels(self) -> np.ndarray:
+        """uint8 [n, C] of the held-out rows."""
+        return self._labels[1]
 
 
 def fit_ridge(x: Any, labels: np.ndarray, held: Any, held_labels: np.ndarray, classes: Sequence[str] | None = None) -> RidgeProbe:

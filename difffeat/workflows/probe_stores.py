@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from difffeat.errors import ConfigError
+from difffeat.probe.bootstrap import OF
 from difffeat.probe.optim import check_seed
 from difffeat.probe.output import check_folder
 from difffeat.probe.split_files import read_splits, write_splits
@@ -16,7 +17,7 @@ from difffeat.runtime.store import Store
 from difffeat.workflows.pairs import Split
 
 RESULTS = Path("results")
-BRACKETS = "  in brackets: 95 % bootstrap intervals over samples"
+BRACKETS = f"  in brackets: 95 % bootstrap intervals over samples, of {OF}"
 
 
 def results_folder(output: Path | None, name: str, seed: int) -> Path:

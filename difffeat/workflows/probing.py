@@ -6,10 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from difffeat.probe.choices import OPTIMISTIC, TIES, choice_text, warnings_kept
 from difffeat.probe.evaluate import probe_store, write_metrics
+from difffeat.probe.factory import make_probe
 from difffeat.probe.provenance import provenance
 from difffeat.probe.sameness import told, weights_notes
+from difffeat.recipe import parse_tap
 from difffeat.workflows.per_class import PerClass
+from difffeat.workflows.probe_options import ProbeOptions, methods_asked
 from difffeat.workflows.probe_stores import (
     BRACKETS,
     features_of,
@@ -34,31 +38,44 @@ def run_probe(
     output: Path | None,
     splits_file: Path | None = None,
     allow_shared: bool = False,
+    options: ProbeOptions | None = None,
 ) -> dict[str, Any]:
     """Probe every tap on validation, the best one once on test. Writes metrics.json and the probe as safetensors."""
+    options = options or ProbeOptions()
+    (known,) = methods_asked(method)
+    options.require([known])
+    settings = options.settings(known)
+    make_probe(known, **settings)  # what makes no sense is told before a store is opened
     out = results_folder(output, f"probe-{store.name}", seed)
     require_distinct({"the training store": store, "--validation": validation, "--test": test})
     train = features_of(store)
     others: dict[str, Any] = {"validation": features_of(validation) if validation else None, "test": features_of(test) if test else None}
     others |= {"splits": splits_of(splits_file), "allow_shared": allow_shared}
     names = taps_asked(train, taps)
-    scored = {}
-    if len(names) > 1:
-        for name in names:
-            probed = probe_store(train, name, **others, report_on="validation", method=method, seed=seed, n_resamples=200)
-            scored[name] = probed.result["interval"]
-    best = max(scored, key=lambda name: scored[name]["value"]) if scored else next(iter(names))
-    final = probe_store(train, best, **others, report_on="test", method=method, seed=seed)
+    scored: dict[str, dict[str, Any]] = {}
+    with warnings_kept() as kept:
+        for name in names if len(names) > 1 else ():
+            probed = probe_store(train, name, **others, report_on="validation", method=known, settings=settings, seed=seed, n_resamples=200)
+            found = probed.result
+            scored[name] = {**found["interval"], "chosen": found["chosen"], "notes": list(probed.probe.notes_)}
+        best = best_tap(scored) if scored else next(iter(names))
+        final = probe_store(train, best, **others, report_on="test", method=known, settings=settings, seed=seed)
     result = {**final.result, "candidates": scored, "selected_on": "validation" if scored else final.result["selected_on"]}
     table = PerClass.of(final.labels, {method: final.scores}, train.classes)
-    result |= {"per_class": table.to_list(), "notes": [*weights_notes(train, "training"), *result["notes"]]}
+    notes = [*weights_notes(train, "training"), *final.result["notes"], *kept, *_candidates_notes(scored, best)]
+    result |= {"per_class": table.to_list(), "notes": list(dict.fromkeys(notes))}
+    if scored:
+        result["ties"] = TIES
     result["provenance"] = provenance({"train": store, "validation": validation, "test": test, "splits": splits_file})
     metrics = write_metrics(out, result, beside=["probe.safetensors", "splits.json", "per-class.csv"])
     by_class = table.write(metrics.with_name(f"{metrics.stem.replace('metrics', 'per-class')}.csv"))
     ids = splits_beside(metrics, "metrics", "splits", final.ids, result["split"])
     about = {"tap": best, "fingerprint": train.fingerprint}
     classifier = final.probe.save(metrics.with_name(f"{metrics.stem.replace('metrics', 'probe')}.safetensors"), about)
-    lines = [f"{name}: validation mAP {interval_text(value)}{'   <- best' if name == best else ''}" for name, value in scored.items()]
+    lines = [
+        f"{name}: validation mAP {interval_text(value)}   {choice_text(value['chosen'])}{'   <- best' if name == best else ''}"
+        for name, value in scored.items()
+    ]
     lines += [
         f"{best} on test ({result['splits']['test']['rows']} rows, {result['splits']['test']['from']}): mAP {interval_text(result['interval'])}",
         *table.lines(),
@@ -66,7 +83,7 @@ def run_probe(
         *(f"  left out of the {name} store: {told(counts)}" for name, counts in result["left_out"].items() if told(counts)),
         *notes_text(result["notes"]),
         BRACKETS,
-        f"  method {method}; chosen on {result['selected_on']}",
+        f"  method {method}, {choice_text(result['chosen'])}; chosen on {result['selected_on']}",
         f"  {metrics}, {classifier}, {ids}, {by_class}",
     ]
     return {
@@ -77,6 +94,18 @@ def run_probe(
         "classifier": str(classifier),
         "text": "\n".join(lines),
     }
+
+
+def best_tap(scored: Mapping[str, Mapping[str, Any]]) -> str:
+    """The tap with the highest value; of equal ones the smaller block, then the smaller timestep."""
+    return min(scored, key=lambda name: (-scored[name]["value"], *parse_tap(name)))
+
+
+def _candidates_notes(scored: Mapping[str, Mapping[str, Any]], best: str) -> list[str]:
+    """What must be known of the candidates: that their numbers flatter, and which others were fitted at an edge or too briefly."""
+    doubtful = [name for name, value in scored.items() if value["notes"] and name != best]
+    others = [f"the probes of {', '.join(doubtful[:5])}{', ...' if len(doubtful) > 5 else ''} have notes of their own: see candidates in the metrics"]
+    return [*([OPTIMISTIC] if scored else []), *(others if doubtful else [])]
 
 
 def _single_label(metrics: Mapping[str, Any]) -> list[str]:

@@ -6,7 +6,7 @@ Selection happens on validation; the test split is read once, at the end, for th
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,12 +26,12 @@ from difffeat.runtime.store import Store
 from difffeat.workflows.exporting import ExportOptions, export_dit, export_plaid
 from difffeat.workflows.loading import Backbone, load_backbone
 from difffeat.workflows.pairs import Split, TapEvaluator
+from difffeat.workflows.quickstart_adam import OverTimesteps, over_timesteps
 from difffeat.workflows.quickstart_data import random_backbone, write_split
 from difffeat.workflows.scenes import Scene
 
 OUTPUT = Path("quickstart-out")
 SPLIT_SIZES = {"train": 2000, "validation": 1000, "test": 2000}
-PAIR_ALPHAS = (0.01, 0.1, 1.0)
 
 
 @dataclass(frozen=True)
@@ -115,19 +115,22 @@ def run_quickstart(output: Path | None, *, full: bool, say: Callable[..., None])
     with run.step("extracting the grid of blocks and timesteps"):
         grids = _extract_grids(run, artifacts)
     with run.step("probing the grid, searching, and the exhaustive pair grid for the regret"):
-        search, exhaustive, random_surface = _search(run, grids)
+        looked = _search(run, grids)
+        search, exhaustive, random_surface = looked.search, looked.exhaustive, looked.random_surface
     chosen = Chosen(search.image_tap, search.text_tap, _best_tap(*random_surface))
     say(f"         chosen on validation: image {chosen.image_tap}, text {chosen.text_tap}; random backbone {chosen.random_tap}")
     with run.step("exporting the chosen graphs"):
         finals = _export_finals(run, image, text, chosen)
     with run.step("reading the test split once: features, controls, fusion"):
-        findings = read_test_once(run, finals, chosen, artifacts["latents"], search)
+        findings = read_test_once(run, finals, chosen, artifacts["latents"], search, looked.over_t)
     with run.step("writing the report"):
         result = {
             "grid": {name: store.manifest["recipe"]["graph"]["timesteps"] for name, (store, _) in grids.items()},
             "chosen": vars(chosen),
             "search": search.to_dict(),
             "exhaustive": {"pairs": len(exhaustive.trace), "best": [exhaustive.image_tap, exhaustive.text_tap], "value": exhaustive.value},
+            "alphas_at_edge": list(looked.at_edge),
+            "over_timesteps": dict(looked.over_t),
             **findings.to_dict(),
         }
         report = write_report(run, search, exhaustive, random_surface, findings, artifacts)
@@ -198,15 +201,27 @@ def _extract_grids(run: Run, artifacts: dict[str, Artifact]) -> dict[str, tuple[
 Surface = tuple[Grid, np.ndarray]
 
 
-def _search(run: Run, grids: dict[str, tuple[Store, Store]]) -> tuple[SearchResult, SearchResult, Surface]:
+@dataclass(frozen=True)
+class Looked:
+    """What validation showed: Algorithm 1, all pairs, the random backbone's own surface; for `image` and `text` the lead of t = 0 over other
+    timesteps (paired bootstrap, in points of mAP); and the probes whose alpha lies at an edge of the grid.
+    """
+
+    search: SearchResult
+    exhaustive: SearchResult
+    random_surface: Surface
+    over_t: Mapping[str, OverTimesteps]
+    at_edge: tuple[str, ...]
+
+
+def _search(run: Run, grids: dict[str, tuple[Store, Store]]) -> Looked:
     """Algorithm 1 on validation, its regret against all pairs, and the random backbone's own surface."""
-    splits = [Split.whole(grids["image"][part], grids["text"][part]) for part in (0, 1)]
-    evaluator = TapEvaluator(*splits, alphas=PAIR_ALPHAS)
-    others = [
-        TapEvaluator(*(Split.whole(grids[name][part], grids["text"][part]) for part in (0, 1)), alphas=PAIR_ALPHAS)
-        for name in grids
-        if name.startswith("image-")
-    ]
+
+    def of(name: str) -> TapEvaluator:
+        return TapEvaluator(*(Split.whole(grids[name][part], grids["text"][part]) for part in (0, 1)))  # pyright: ignore[reportArgumentType]
+
+    evaluator = of("image")
+    others = [of(name) for name in grids if name.startswith("image-")]
 
     def eval_image(block: int, t: float) -> float:
         """Averaged over the grid's noise seeds."""
@@ -215,10 +230,15 @@ def _search(run: Run, grids: dict[str, tuple[Store, Store]]) -> tuple[SearchResu
     image_grid, text_grid = (Grid.of_taps(grids[name][0].taps) for name in ("image", "text"))
     exhaustive = grid_search(evaluator.pair, image_grid=image_grid, text_grid=text_grid)
     search = local_search(eval_image, evaluator.text, evaluator.pair, image_grid=image_grid, text_grid=text_grid, exhaustive=exhaustive.pairs)
-    random_evaluator = TapEvaluator(*(Split.whole(grids["random"][part], grids["text"][part]) for part in (0, 1)), alphas=PAIR_ALPHAS)
+    random_evaluator = of("random")
     random_grid = Grid.of_taps(grids["random"][0].taps)
     values = [[random_evaluator.image(block, t) for t in random_grid.timesteps] for block in random_grid.blocks]
-    return search, exhaustive, (random_grid, np.array(values))
+    over_t = {
+        "image": over_timesteps(search.trace, "image", evaluator.image_scores, evaluator.held_labels),
+        "text": over_timesteps(search.trace, "text", evaluator.text_scores, evaluator.held_labels),
+    }
+    at_edge = [name for one in (evaluator, *others, random_evaluator) for name in one.at_edge]
+    return Looked(search, exhaustive, (random_grid, np.array(values)), over_t, tuple(at_edge))
 
 
 def _best_tap(grid: Grid, values: np.ndarray) -> str:
@@ -247,7 +267,7 @@ def _export_finals(run: Run, image: Backbone, text: Backbone, chosen: Any) -> di
 
 def _text(findings: Any, run: Run, report: Path, metrics: Path) -> str:
     lines = ["", "mAP on test (2 000 scenes no model or choice has seen), ridge probes: mean over noise seeds, 95 % interval of the first seed", ""]
-    lines += findings.table()
+    lines += [*findings.table(), "", *findings.adam_lines()]
     kept = sum(outcome.kept for outcome in findings.outcomes)
     lines += ["", f"{kept} of {len(findings.outcomes)} expectations, stated before any model was trained, were kept:"]
     lines += [f"  {'kept  ' if outcome.kept else 'BROKEN'}  {outcome.expected} ({outcome.evidence})" for outcome in findings.outcomes]

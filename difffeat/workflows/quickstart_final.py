@@ -9,22 +9,18 @@ from typing import Any
 import numpy as np
 
 from difffeat.engines import Artifact
-from difffeat.probe.bootstrap import bootstrap_interval, paired_bootstrap
-from difffeat.probe.fusion import FusionProbe, PairedFeatures
-from difffeat.probe.linear import LinearProbe
+from difffeat.probe.bootstrap import bootstrap_interval
+from difffeat.probe.choices import choice_text
 from difffeat.probe.search import SearchResult
 from difffeat.recipe import parse_tap
 from difffeat.workflows.expectations import Outcome, judge
 from difffeat.workflows.pairs import fit_ridge, percent_map
+from difffeat.workflows.quickstart_adam import DIFFERENCES, AdamScores, Features, OverTimesteps, adam_scores, in_points
 from difffeat.workflows.quickstart_data import bag_of_words, named_share, raw_pixels
 from difffeat.workflows.scenes import multi_hot
 
 SPLITS = ("train", "validation", "test")
-LEARNING_RATES = (1e-3, 3e-3, 1e-2)
 SHUFFLE_SEED = 5
-
-Features = Mapping[str, np.ndarray]
-"""Features of one kind by split, each float32 [n, D]."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +51,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Findings:
-    """Everything that was measured on test."""
+    """What was measured on test. `differences` are of two by ridge, `adam_differences` of two by Adam; `adam_chosen`: rates and notes."""
 
     rows: tuple[Row, ...]
     differences: Mapping[str, Mapping[str, float]]
     outcomes: tuple[Outcome, ...]
     named_share: float
+    adam_differences: Mapping[str, Mapping[str, float]]
+    adam_chosen: Mapping[str, Mapping[str, Any]]
 
     def row(self, name: str) -> Row:
         """A line by name."""
@@ -75,6 +73,13 @@ class Findings:
             lines.append(f"  {row.name:34} {row.value:6.1f}  [{row.low:5.1f}, {row.high:5.1f}]  {seeds:22} {adam}")
         return lines
 
+    def adam_lines(self) -> list[str]:
+        """What the last column is, and its own differences: numbers by ridge and by Adam are not held against each other."""
+        rates = ", ".join(f"{name} {choice_text(chosen)}" for name, chosen in self.adam_chosen.items())
+        lines = [f"Adam: the paper's probes, fused by projection and addition; learning rates chosen on validation: {rates}."]
+        lines += [f"  by Adam, {name}: {_said(value)}" for name, value in self.adam_differences.items()]
+        return lines + [f"  note on {name}: {note}" for name, chosen in self.adam_chosen.items() for note in chosen["notes"]]
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
         return {
@@ -82,13 +87,17 @@ class Findings:
             "selected_on": "validation",
             "rows": [{**vars(row), "value": row.value} for row in self.rows],
             "differences": {name: dict(value) for name, value in self.differences.items()},
+            "adam_differences": {name: dict(value) for name, value in self.adam_differences.items()},
+            "adam_chosen": {name: dict(value) for name, value in self.adam_chosen.items()},
             "expectations": [vars(outcome) for outcome in self.outcomes],
             "named_share": self.named_share,
         }
 
 
-def read_test_once(run: Any, finals: Mapping[str, Artifact], chosen: Chosen, latents: Artifact, search: SearchResult) -> Findings:
-    """Extract the chosen taps on every split, fit on train, choose alpha on validation, score on test."""
+def read_test_once(
+    run: Any, finals: Mapping[str, Artifact], chosen: Chosen, latents: Artifact, search: SearchResult, over_t: Mapping[str, OverTimesteps]
+) -> Findings:
+    """Extract the chosen taps on every split, fit on train, choose alpha and learning rates on validation, score on test."""
     run.extract(latents, "test", "latents", dtype="fp32")
     labels = {split: multi_hot(run.scenes[split]) for split in SPLITS}
     seeds = run.plan.final_seeds
@@ -112,16 +121,13 @@ def read_test_once(run: Any, finals: Mapping[str, Artifact], chosen: Chosen, lat
         "raw latents + bag of words, fused": ("control", [_both(cached, words)]),
         "fused, captions shuffled": ("control", [_both(image[seed], shuffled) for seed in seeds]),
     }
-    adam = {
-        "image": _adam(image[seeds[0]], labels),
-        "text": _adam(text, labels),
-        "fused": _adam_fusion(image[seeds[0]], text, labels),
-    }
+    adam = adam_scores(image[seeds[0]], text, labels)
     scores = {name: [_ridge_scores(features, labels) for features in parts] for name, (_, parts) in kinds.items()}
-    rows = tuple(_row(name, kind, scores[name], labels["test"], adam.get(name)) for name, (kind, _) in kinds.items())
+    rows = tuple(_row(name, kind, scores[name], labels["test"], adam.scores.get(name)) for name, (kind, _) in kinds.items())
     differences = _differences(scores, labels["test"])
-    outcomes = judge(_judge(chosen, search, differences))
-    return Findings(rows, differences, tuple(outcomes), named_share(run.scenes["test"]))
+    outcomes = judge(_judge(chosen, search, differences, over_t))
+    share = named_share(run.scenes["test"])
+    return Findings(rows, differences, tuple(outcomes), share, _adam_differences(adam, labels["test"]), adam.chosen)
 
 
 def _stores(run: Any, artifact: Artifact, name: str, seed: int) -> dict[str, Any]:
@@ -151,24 +157,16 @@ def _ridge_scores(features: Features, labels: Mapping[str, np.ndarray]) -> np.nd
     return probe.decision_function(features["test"])
 
 
-def _adam(features: Features, labels: Mapping[str, np.ndarray]) -> float:
-    """The paper's linear probe, its learning rate chosen on validation; mAP (%) on test."""
-    probes = [LinearProbe(lr=rate).fit(features["train"], labels["train"]) for rate in LEARNING_RATES]
-    best = max(probes, key=lambda probe: percent_map(labels["validation"], probe.decision_function(features["validation"])))
-    return percent_map(labels["test"], best.decision_function(features["test"]))
-
-
-def _adam_fusion(image: Features, text: Features, labels: Mapping[str, np.ndarray]) -> float:
-    """The paper's fusion: projection to 512 and addition; learning rate chosen on validation; mAP (%) on test."""
-    pairs = {split: PairedFeatures(image[split], text[split]) for split in SPLITS}
-    probes = [FusionProbe(lr=rate).fit(pairs["train"], labels["train"]) for rate in LEARNING_RATES]
-    best = max(probes, key=lambda probe: percent_map(labels["validation"], probe.decision_function(pairs["validation"])))
-    return percent_map(labels["test"], best.decision_function(pairs["test"]))
-
-
-def _row(name: str, kind: str, scores: list[np.ndarray], labels: np.ndarray, adam: float | None) -> Row:
+def _row(name: str, kind: str, scores: list[np.ndarray], labels: np.ndarray, adam: np.ndarray | None) -> Row:
     interval = bootstrap_interval(labels, scores[0], rng=_rng())
-    return Row(name, kind, tuple(percent_map(labels, one) for one in scores), 100 * interval.low, 100 * interval.high, adam)
+    return Row(
+        name,
+        kind,
+        tuple(percent_map(labels, one) for one in scores),
+        100 * interval.low,
+        100 * interval.high,
+        None if adam is None else percent_map(labels, adam),
+    )
 
 
 COMPARISONS = {
@@ -187,20 +185,25 @@ def _differences(scores: Mapping[str, list[np.ndarray]], labels: np.ndarray) -> 
     """Paired bootstrap of the first noise seed, in points of mAP."""
     found = {}
     for name, (first, second) in COMPARISONS.items():
-        paired = paired_bootstrap(labels, scores[first][0], scores[second][0], rng=_rng())
-        found[name] = {"difference": 100 * paired.difference, "low": 100 * paired.low, "high": 100 * paired.high}
+        found[name] = in_points(labels, scores[first][0], scores[second][0])
     return found
 
 
-def _judge(chosen: Chosen, search: SearchResult, differences: Mapping[str, Mapping[str, float]]) -> dict[str, tuple[bool, str]]:
+def _adam_differences(adam: AdamScores, labels: np.ndarray) -> dict[str, dict[str, float]]:
+    return {name: in_points(labels, adam.scores[first], adam.scores[second]) for name, (first, second) in DIFFERENCES.items()}
+
+
+def _judge(
+    chosen: Chosen, search: SearchResult, differences: Mapping[str, Mapping[str, float]], over_t: Mapping[str, OverTimesteps]
+) -> dict[str, tuple[bool, str]]:
     regret = 100 * (search.regret or 0.0)
     last = max(block for block, _ in (parse_tap(e.taps[0]) for e in search.trace if e.kind == "image"))
     image_block, image_t = parse_tap(chosen.image_tap)
     _, text_t = parse_tap(chosen.text_tap)
     return {
         "image-block-inside": (0 < image_block < last, f"block {image_block} of {last}"),
-        "image-timestep-noisy": (image_t > 0, f"t = {image_t:g} in the chosen pair; {_best_alone(search, 'image')}"),
-        "text-timestep-clean": (text_t == 0, f"t = {text_t:g} in the chosen pair; {_best_alone(search, 'text')}"),
+        "image-timestep-noisy": (image_t > 0, f"t = {image_t:g} in the chosen pair; {_best_alone(search, 'image')}{_flat(over_t['image'])}"),
+        "text-timestep-clean": (text_t == 0, f"t = {text_t:g} in the chosen pair; {_best_alone(search, 'text')}{_flat(over_t['text'])}"),
         "image-above-pixels": _above(differences["image - raw pixels"]),
         "image-above-random": _above(differences["image - random backbone"]),
         "fused-above-image": _above(differences["fused - image"]),
@@ -214,6 +217,14 @@ def _judge(chosen: Chosen, search: SearchResult, differences: Mapping[str, Mappi
 def _best_alone(search: SearchResult, kind: str) -> str:
     best = max((entry for entry in search.trace if entry.kind == kind), key=lambda entry: entry.value)
     return f"alone, {best.taps[0]} is best on validation, {100 * best.value:.1f}"
+
+
+def _flat(over_t: OverTimesteps) -> str:
+    """How far t = 0 leads, and within what interval: where that holds zero, the timesteps are not told apart."""
+    if not over_t:
+        return ""
+    apart = "" if over_t["low"] > 0 or over_t["high"] < 0 else ": not told apart"
+    return f"; {over_t['clean']} less {over_t['noisy']} {_said(over_t)}{apart}"
 
 
 def _above(difference: Mapping[str, float]) -> tuple[bool, str]:

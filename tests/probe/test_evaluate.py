@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -69,9 +70,7 @@ def test_stores_of_their_own_are_used_whole(method: str, grid_stores, make_store
         other.tensors | {"b2/t30": other.tensors["b2/t30"] + np.float32(1e-3)}, other.labels, invalid=(3, 7), ids=[f"t{n}" for n in range(150)]
     )
     last.inputs = last.inputs ^ np.uint8(1)  # other images
-    # 198 rows are one batch an epoch: 40 steps at the paper's rate are far from the optimum.
-    settings = {"lr": 0.05} if method == "adam" else {}
-    done = probe_store(train, "b2/t30", validation=other, test=last, method=method, settings=settings, n_resamples=20)
+    done = probe_store(train, "b2/t30", validation=other, test=last, method=method, n_resamples=20)
     assert done.result["splits"] == {
         "train": {"rows": 198, "from": "a store of its own"},
         "validation": {"rows": 148, "from": "a store of its own"},
@@ -79,7 +78,13 @@ def test_stores_of_their_own_are_used_whole(method: str, grid_stores, make_store
     }
     assert done.scores.shape == (148, 4)
     assert done.probe.classes_ == train.classes
-    assert done.result["selected_on"] == ("validation" if method == "ridge" else "nothing: no choice was made")
+    chosen = done.result["chosen"]
+    assert (done.result["selected_on"], chosen["on"], chosen["name"]) == (
+        "validation",
+        "validation",
+        {"adam": "lr", "ridge": "alpha"}.get(method, "c"),
+    )
+    assert chosen["mAP"][chosen["candidates"].index(chosen["value"])] == max(chosen["mAP"])
     assert done.result["metrics"]["mAP"]["value"] > 0.8
 
 
@@ -158,6 +163,38 @@ def test_a_grid_of_taps_is_ridge_at_each(grid_stores) -> None:
             assert scores.values[i, j] == pytest.approx(max(alone.validation_map_), abs=1e-9)
             assert scores.alphas[i, j] == alone.alpha_
     assert scores.rows == {"train": 198, "validation": 148}
+
+
+def test_what_was_given_was_not_chosen(grid_stores) -> None:
+    done = probe_store(grid_stores[0], "b2/t30", method="ridge", settings={"alphas": (0.1,)}, n_resamples=5)
+    assert done.result["chosen"] == {"name": "alpha", "value": 0.1, "on": "nothing: alpha was given", "candidates": [], "mAP": []}
+    assert done.result["selected_on"] == "nothing: alpha was given"
+
+
+def test_the_interval_holds_its_score_and_says_of_what_it_is(grid_stores) -> None:
+    result = probe_store(grid_stores[0], "b2/t30", method="ridge", n_resamples=50).result
+    interval = result["interval"]
+    assert interval["low"] <= interval["value"] <= interval["high"]
+    assert interval["of"] == "the mean over test sets of this size"
+    assert set(interval["rare"]) <= set(grid_stores[0].classes)
+    assert all(count < 10 for count in interval["rare"].values())
+    assert f"{result['splits']['test']['rows']} samples are few: the interval is narrower than it should be" in result["notes"]
+
+
+def test_numbers_on_validation_say_that_they_flatter(grid_stores) -> None:
+    options: dict[str, Any] = {"method": "ridge", "n_resamples": 5}
+    flattering = [note for note in probe_store(grid_stores[0], "b2/t30", report_on="validation", **options).result["notes"] if "flatters" in note]
+    assert len(flattering) == 1
+    assert not [note for note in probe_store(grid_stores[0], "b2/t30", **options).result["notes"] if "flatters" in note]
+
+
+def test_a_grid_of_alphas_that_ends_too_soon_is_told_with_the_taps(grid_stores) -> None:
+    cut = evaluate_taps(*grid_stores, alphas=(1.0, 1000.0))
+    assert cut.at_edge
+    assert f"alpha was chosen at an edge of its grid at {len(cut.at_edge)} taps ({cut.at_edge[0]}" in cut.notes[1]
+    whole = evaluate_taps(*grid_stores)
+    assert whole.at_edge == ()
+    assert whole.to_dict()["ties"] == "of equal ones the smaller block, then the smaller timestep"
 
 
 def test_taps_that_are_not_there_stay_open(grid_stores) -> None:
