@@ -38,8 +38,8 @@ class Listing:
         return tuple(sentence % min(paths) for sentence, paths in kinds.items() if paths)
 
 
-def list_files(root: str, name: str) -> Listing:
-    """All files below a folder or URL. Links on disk are followed, to files and to folders.
+def list_files(root: str, name: str, *, inside: str | None = None) -> Listing:
+    """All files below a folder or URL. Links on disk are followed, to files and to folders, but not back to a folder they lie in, or to `inside`.
 
     Raises SourceError naming the folder that cannot be listed; folders below it that may not be opened are noted instead.
     """
@@ -48,7 +48,7 @@ def list_files(root: str, name: str) -> Listing:
             found = dict(list_remote(root))
             return Listing({path: size for path, size in found.items() if not is_hidden(path)}, list(filter(is_hidden, found)))
         listing = Listing()
-        for path in _walk(root, "", (), listing):
+        for path in _walk(root, "", () if inside is None else (_identity(inside),), listing):
             listing.files[path] = -1
         listing.files = dict(sorted(listing.files.items()))
         return listing
@@ -102,16 +102,16 @@ def files_of(root: str, paths: Sequence[str], name: str) -> Listing:
     for path in dict.fromkeys(paths):
         whole = os.path.join(root, path)
         if os.path.isdir(whole):
-            below, prefix = list_files(whole, name), "" if path == "." else f"{path}/"
+            below, prefix = list_files(whole, name, inside=None if path == "." else root), "" if path == "." else f"{path}/"
             listing.files.update({f"{prefix}{file}": size for file, size in below.files.items()})
             for kind in ("hidden", "linked", "loops", "unreadable"):
                 known = getattr(listing, kind)
                 known.extend(own for file in getattr(below, kind) if (own := f"{prefix}{file}") not in known)
             continue
         listing.files[path] = -1
-        beside = os.path.splitext(path)[0] + ".txt"
-        if suffix_of_name(path) in IMAGE_SUFFIXES and os.path.isfile(os.path.join(root, beside)):
-            listing.files[beside] = -1
+        for beside in (os.path.splitext(path)[0] + suffix for suffix in (".txt", ".TXT")):
+            if suffix_of_name(path) in IMAGE_SUFFIXES and os.path.isfile(os.path.join(root, beside)):
+                listing.files[beside] = -1
     listing.files = dict(sorted(listing.files.items()))
     return listing
 

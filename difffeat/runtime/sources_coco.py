@@ -51,7 +51,9 @@ def read_coco(path: str, images: str | None, captions: str | None, name: str | N
         own = tuple(label for label in labels.names if label in labels.of[key]) if labels.names else None
         hidden = tuple(label for label in labels.names if label in labels.ignored[key] - labels.of[key])
         samples.append(Sample(without_suffix(_own_name(main, tidy)), blob, tidy, tuple(texts[key]), own, unknown=hidden))
-    notes = [*labels.notes, *_strays(main, path, listed), *unlisted, *files.notes()]
+    twice = len(main["images"]) - len(listed)
+    repeated = [f"{twice} entries of images stand twice in the file, and count once"] if twice else []
+    notes = [*labels.notes, *repeated, *_strays(main, path, listed), *unlisted, *files.notes()]
     crowds = f", {labels.crowds} crowd regions among them" if labels.crowds else ""
     understood = Understood(
         form="COCO annotations",
@@ -120,7 +122,9 @@ def _labels(data: dict[str, Any], path: str) -> _Labels:
             found.crowds += bool(region.get("iscrowd"))
             (found.ignored if region.get("ignore") else found.of)[image].add(categories[category])
     if any(found.ignored.values()):
-        found.notes.append(f"of {sum(map(bool, found.ignored.values()))} images some classes are unknown, where only regions marked 'ignore' show them")
+        found.notes.append(
+            f"of {sum(map(bool, found.ignored.values()))} images some classes are unknown, where only regions marked 'ignore' show them"
+        )
     if any(isinstance(entry, dict) and "not_exhaustive_category_ids" in entry for entry in data["images"][:1]):
         found.notes.append("LVIS looks for few of its categories in each image: the others are read as absent, though nobody looked")
     return found

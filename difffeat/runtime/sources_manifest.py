@@ -232,7 +232,7 @@ def _caption_notes(listing: _Listing) -> list[str]:
     }
     notes = [f"{listing.captions[kind]} {words}" for kind, words in told.items() if listing.captions[kind]]
     if listing.joined:
-        notes.append(f"{listing.rows} rows are {len(listing.samples)} samples: rows of one image are joined, with a caption from each")
+        notes.append(f"{listing.rows} rows are {len(listing.samples)} samples: rows of one id and image are joined, with a caption from each")
     return notes
 
 
