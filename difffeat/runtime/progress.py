@@ -33,7 +33,8 @@ class Summary:
     seconds that each stage worked (of stages with several threads or workers, the mean of them) and `waiting` seconds that it waited for another;
     `ignored` files the source passed over; `added` rows, and `healed` ones that were in quarantine, of `retried` (None: not
     asked to); `batch_size`; `workers` threads that decode;
-    `understood` what was understood of the source (`understood_dict`); `device` and `reasons` for the words that come of it: errors in quarantine, with how many samples and the first ids.
+    `understood` what was understood of the source (`understood_dict`); `device` and `reasons` for the words that come of it: errors in quarantine,
+    with how many samples and the first ids.
     """
 
     path: Path

@@ -68,10 +68,11 @@ class LabelReader:
             return []  # told when its row is read
 
     def _look_at_signs(self, lists: Sequence[Sequence[Any]]) -> None:
-        """Whether −1 in columns of classes means that a class is absent: in tables of VOC's classes, and where there is no 0 at all."""
-        signs = Counter(sign for parts in lists for part in parts if not is_null(part) and (sign := bit(part)) is not None)
+        """Whether −1 in columns of classes means that a class is absent: in tables of VOC's classes, and where there is nothing but 1 and −1."""
+        values = [part for parts in lists for part in parts]
+        signs = Counter(sign for part in values if not is_null(part) and (sign := bit(part)) is not None)
         voc = self._known >= VOC and signs[-1] > signs[0]
-        if signs[-1] and signs[1] and (voc or not signs[0]):
+        if signs[-1] and signs[1] and (voc or signs[-1] + signs[1] == len(values)):
             self._absent = -1
 
     def _number_classes(self, lengths: set[int], where: str) -> None:
@@ -170,7 +171,7 @@ class LabelReader:
         elif self._absent == -1:
             if 0 in bits:
                 raise SourceFormatError(
-                    f"{where}: {self.classes[bits.index(0)]!r} is 0, and in earlier rows the classes are 1 and -1 alone. Write 0 where a class is absent, "
+                    f"{where}: {self.classes[bits.index(0)]!r} is 0, and in earlier rows the classes are 1 and -1 alone. Write 0 for absent, "
                     "-1 or nothing where nobody knows."
                 )
             bits = [-1 if is_null(part) else max(own or 0, 0) for own, part in zip(bits, parts, strict=True)]

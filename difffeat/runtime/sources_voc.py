@@ -29,10 +29,9 @@ def is_voc(year: int, root: Path) -> bool:
 def read_voc(year: int, root: Path, split: str, options: SourceOptions, name: str) -> Source:
     """The images of `ImageSets/Main/<split>.txt`, in `JPEGImages`, with the labels of `<class>_<split>.txt`: lines of an image's name and 1, −1 or 0.
 
-    0 says that a class is there but difficult to see: whether the sample has it is unknown, as in the devkit's own evaluation, which leaves such images
-    out for that class; a note tells how many there are. Without any list of labels
-    (the test split of 2012 was published so) the samples have none; a line that is none of these three sends its image to quarantine. Ids are the
-    images' names.
+    0 says that a class is there but difficult to see: whether the sample has it is unknown, as in the devkit's own evaluation, which leaves such
+    images out for that class; a note tells how many there are. Without any list of labels (the test split of 2012 was published so) the samples have
+    none; a line that is none of these three sends its image to quarantine. Ids are the images' names.
 
     Raises SourceError (a file that is not there), SourceFormatError.
     """

@@ -23,7 +23,8 @@ CLASSES = ("cat", "dog", "mat")
 @pytest.mark.parametrize(
     ("cell", "names"),
     [
-        (None, None), (-1, None), ("-1", None), (" -1\n", None), ([-1], None), ("dog", ("dog",)), (2, ("mat",)), ("2", ("mat",)), ([], ()), ("", None), ("nan", None), (float("nan"), None), ([None], None), (2.0, ("mat",)), ("2.0", ("mat",)), (True, ("dog",)), ("False", ("cat",)),
+        (None, None), (-1, None), ("-1", None), (" -1\n", None), ([-1], None), ("dog", ("dog",)), (2, ("mat",)), ("2", ("mat",)), ([], ()),
+        ("", None), ("nan", None), (float("nan"), None), ([None], None), (2.0, ("mat",)), ("2.0", ("mat",)), (True, ("dog",)), ("False", ("cat",)),
         (["cat", "mat"], ("cat", "mat")), ([0, 2], ("cat", "mat")), ((1,), ("dog",)),
     ],
 )  # fmt: skip
