@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -30,7 +31,8 @@ class LabelReader:
     """
 
     def __init__(self, classes: Sequence[str] = (), *, multi_hot: bool | None = None, named: str = "", columns: bool = False) -> None:
-        self.classes, self._multi_hot, self.named, self._columns = tuple(classes), multi_hot, named, columns
+        self.classes = tuple(unicodedata.normalize("NFC", name) for name in classes)
+        self._multi_hot, self.named, self._columns = multi_hot, named, columns
         self._known, self._doubtful = frozenset(self.classes), False
         self._absent = 0
         """What a vector holds where a class is absent: 0, or −1 in tables of VOC and of −1 and 1 alone."""
@@ -149,7 +151,7 @@ class LabelReader:
         if isinstance(cell, bytes):
             cell = cell.decode("utf-8", "surrogateescape")
         if isinstance(cell, str):
-            text = cell.strip()
+            text = _composed(cell)
             if text in self._known:
                 return [text], ""
             if text[:2] in ("b'", 'b"') and text[-1:] == text[1]:
@@ -181,8 +183,10 @@ class LabelReader:
         return tuple(name for name, own in paired if own == 1), tuple(name for name, own in paired if own == -1)
 
     def _name(self, part: Any, where: str) -> str:
-        if isinstance(part, str) and part.strip() in self._known:
-            return part.strip()
+        if isinstance(part, str):
+            part = _composed(part)
+            if part in self._known:
+                return part
         part = whole(part.decode("utf-8", "surrogateescape") if isinstance(part, bytes) else part)
         if not isinstance(part, str | int):
             raise SampleError(f"'labels' must be names or class numbers, found {part!r}.")
@@ -230,6 +234,12 @@ class LabelReader:
     def form(self) -> str:
         """How the cells are read, as words that follow where they stand; empty for plain names."""
         return "0/1 vectors" if self._multi_hot and not self._columns else ""
+
+
+def _composed(text: str) -> str:
+    """Without spaces at the ends, in the one Unicode form that ids and classes have."""
+    text = text.strip()
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
 def _alone(cell: Any) -> Any:

@@ -93,6 +93,8 @@ def text_list(text: str, *, strict: bool = False) -> list[Any] | None:
     Raises SampleError for a list that was cut short where it was printed, and for a mapping.
     """
     text = text.strip()
+    if text[-1:] not in ("]", ")", "}"):
+        return None
     if text.startswith("[") and text.endswith("]"):
         try:
             found = json.loads(text)

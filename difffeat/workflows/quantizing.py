@@ -23,7 +23,7 @@ from difffeat.runtime.feeds import fed_batches
 from difffeat.runtime.samples import Sample
 from difffeat.runtime.sources import open_source
 from difffeat.runtime.sources_options import SourceOptions
-from difffeat.runtime.understood import say_understood
+from difffeat.runtime.understood import say_understood, understood_dict
 from difffeat.workflows.exporting import PARITY_FILE, install, staging_folder
 from difffeat.workflows.verifying import PER_SAMPLE, features_of, open_running, spread
 
@@ -86,6 +86,7 @@ def run_quantize(
         "recipe": recipe.to_dict(),
         "fingerprint": recipe.fingerprint,
         "parity": parity.to_dict(),
+        "understood": understood_dict(listed),
         "seconds": time.perf_counter() - started,
         "text": "\n".join(lines),
     }
