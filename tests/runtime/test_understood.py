@@ -7,9 +7,12 @@ import os
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from difffeat.errors import DuplicateSample, SourceFormatError
+from difffeat.runtime.convert import convert
+from difffeat.runtime.extract import extract
 from difffeat.runtime.sources import open_source
 from difffeat.runtime.sources_options import SourceOptions
 from difffeat.runtime.sources_voc import CLASSES
@@ -190,8 +193,6 @@ def test_unknown_cells_of_label_columns_reach_the_store(tmp_path: Path) -> None:
     path = csv(tmp_path, "image,Edema,Pneumonia\n0.png,1.0,-1.0\n1.png,,1\n2.png,nan,\n")
     source = open_source(path, SourceOptions(label_column="Edema,Pneumonia"))
     assert [(sample.labels, sample.unknown) for sample in source.samples] == [(("Edema",), ("Pneumonia",)), (("Pneumonia",), ("Edema",)), (None, ())]
-    from difffeat.runtime.extract import extract
-
     extract(FakeEngine(), source, tmp_path / "out", batch_size=2)
     store = Store.open(tmp_path / "out")
     assert store.label_known is not None
@@ -201,6 +202,8 @@ def test_unknown_cells_of_label_columns_reach_the_store(tmp_path: Path) -> None:
     assert store.labels is not None
     assert store.labels.tolist() == [[1, 0], [0, 1], [0, 0]]
     assert json.loads((tmp_path / "out/summary.json").read_text())["understood"]["rows"]["with_unknown_classes"] == 2
+    convert(tmp_path / "out", tmp_path / "table", "parquet")
+    assert pq.read_table(next((tmp_path / "table").rglob("*.parquet")))["unknown"].to_pylist() == [["Pneumonia"], ["Edema"], []]
 
 
 def voc_row(**values: int) -> str:
