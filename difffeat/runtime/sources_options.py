@@ -77,10 +77,8 @@ def _names_in_json(text: str, path: str | Path) -> list[str]:
         raise SourceFormatError(f"{path} is not JSON ({error}). Write a list of class names, or one a line into a .txt.") from None
     if isinstance(found, dict) and all(isinstance(value, int) for value in found.values()):
         found = {str(number): name for name, number in found.items()}
-    if isinstance(found, dict):
-        found = [found.get(str(number)) for number in range(len(found))]
-    if not isinstance(found, list) or not all(isinstance(name, str) and name.strip() for name in found):
-        raise SourceFormatError(
-            f"{path} holds neither a list of class names nor an object of number -> name, counted from 0 without gaps. Write either."
-        )
-    return [name.strip() for name in found]
+    listed = [found.get(str(number)) for number in range(len(found))] if isinstance(found, dict) else found if isinstance(found, list) else []
+    names = [name.strip() for name in listed if isinstance(name, str) and name.strip()]
+    if not names or len(names) != len(listed):
+        raise SourceFormatError(f"{path} holds neither a list of class names nor an object of number -> name, counted from 0 without gaps.")
+    return names
