@@ -169,7 +169,9 @@ def row_chunks(x: FeatureMatrix, rows: np.ndarray | None = None, size: int | Non
 
 
 def known_cells(labels: Any) -> np.ndarray | None:
-    """Bool [n, C]: false where multi-hot labels hold −1, which says that nobody knows whether this row has this class; None where nothing is unknown."""
+    """Bool [n, C]: false where multi-hot labels hold −1, which says that nobody knows whether this row has this class; None where nothing is
+    unknown.
+    """
     array = np.asarray(labels)
     if array.ndim != 2 or array.dtype == bool or not np.issubdtype(array.dtype, np.number) or not (array == UNKNOWN).any():
         return None

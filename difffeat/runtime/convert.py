@@ -73,7 +73,7 @@ class Rows:
                 yield cut, {tap: self._typed(tap, arrays[tap][cut - first], cut) for tap in taps}
 
     def column(self, name: str, numbers: np.ndarray) -> list[Any]:
-        """What is known of these rows: id, image (also image_path), caption (as the recipe joins them), captions, labels, unknown (classes), valid."""
+        """What is known of these rows: id, image (also image_path), caption (as the recipe joins them), captions, labels, unknown, valid."""
         if name == "valid":
             return self._store.valid[numbers].tolist()
         if name == "caption":

@@ -33,7 +33,7 @@ class FileNames:
         tidy = tidy.replace("\\", "/") if "/" not in tidy else tidy
         if is_url(base):
             return blob_at(base, tidy), tidy
-        found = self._find(base, tidy)
+        found = tidy if tidy != name and os.path.exists(os.path.join(base, tidy)) else self._find(base, tidy)
         if found is None:
             return blob_at(base, tidy), tidy
         self.mended += 1
@@ -50,8 +50,6 @@ class FileNames:
 
     def _find(self, base: str, name: str) -> str | None:
         """The path below `base` that is there and differs in nothing that people overlook; None where there is none, or several."""
-        if os.path.exists(os.path.join(base, name)):
-            return name
         folder, parts, found = ("/" if name.startswith("/") else base), [part for part in name.split("/") if part not in ("", ".")], []
         if ".." in parts:
             return None

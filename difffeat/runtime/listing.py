@@ -15,9 +15,9 @@ from difffeat.runtime.samples import IMAGE_SUFFIXES
 
 @dataclass
 class Listing:
-    """**Fields:** `files` path below the root -> bytes (−1: not known), in path order; `hidden` paths whose names begin with a dot (folders on disk end in
-    a slash and are not opened); `linked` folders that are links, which are followed; `loops` links to a folder that they lie in, which are not;
-    `unreadable` folders that may not be opened.
+    """**Fields:** `files` path below the root -> bytes (−1: not known), in path order; `hidden` paths whose names begin with a dot (folders on disk
+    end in a slash and are not opened); `linked` folders that are links, which are followed; `loops` links to a folder that they lie in, which are
+    not; `unreadable` folders that may not be opened.
     """
 
     files: dict[str, int] = field(default_factory=dict)
@@ -31,15 +31,16 @@ class Listing:
         told = [path for path in sorted(self.hidden) if path.endswith("/") or suffix_of_name(path) in IMAGE_SUFFIXES]
         kinds = {
             f"{len(told)} hidden images and folders are left out, the first is %s: rename what belongs to the samples": told,
-            f"{len(self.unreadable)} folders cannot be opened and are left out, the first is %s: change their permissions, or remove them": self.unreadable,
+            f"{len(self.unreadable)} folders cannot be opened and are left out, the first is %s: change their permissions": self.unreadable,
             f"{len(self.linked)} linked folders are followed, the first is %s": self.linked,
             f"{len(self.loops)} links lead to a folder that they lie in, and are not followed; the first is %s": self.loops,
         }
         return tuple(sentence % min(paths) for sentence, paths in kinds.items() if paths)
 
 
-def list_files(root: str, name: str) -> Listing:
-    """All files below a folder or URL. Links on disk are followed, to files and to folders.
+def list_files(root: str, name: str, *, above: Sequence[tuple[int, int]] = ()) -> Listing:
+    """All files below a folder or URL. Links on disk are followed, to files and to folders, but not back to a folder they lie in, among them those
+    `above` the root (device and number of each).
 
     Raises SourceError naming the folder that cannot be listed; folders below it that may not be opened are noted instead.
     """
@@ -48,7 +49,7 @@ def list_files(root: str, name: str) -> Listing:
             found = dict(list_remote(root))
             return Listing({path: size for path, size in found.items() if not is_hidden(path)}, list(filter(is_hidden, found)))
         listing = Listing()
-        for path in _walk(root, "", (), listing):
+        for path in _walk(root, "", above, listing):
             listing.files[path] = -1
         listing.files = dict(sorted(listing.files.items()))
         return listing
@@ -102,16 +103,21 @@ def files_of(root: str, paths: Sequence[str], name: str) -> Listing:
     for path in dict.fromkeys(paths):
         whole = os.path.join(root, path)
         if os.path.isdir(whole):
-            below, prefix = list_files(whole, name), "" if path == "." else f"{path}/"
+            parts = [] if path == "." else path.split("/")
+            above = [_identity(os.path.join(root, *parts[:depth])) for depth in range(len(parts))]
+            if parts and _identity(whole) in above:
+                listing.loops.append(f"{path}/")
+                continue
+            below, prefix = list_files(whole, name, above=above), f"{path}/" if parts else ""
             listing.files.update({f"{prefix}{file}": size for file, size in below.files.items()})
             for kind in ("hidden", "linked", "loops", "unreadable"):
                 known = getattr(listing, kind)
                 known.extend(own for file in getattr(below, kind) if (own := f"{prefix}{file}") not in known)
             continue
         listing.files[path] = -1
-        beside = os.path.splitext(path)[0] + ".txt"
-        if suffix_of_name(path) in IMAGE_SUFFIXES and os.path.isfile(os.path.join(root, beside)):
-            listing.files[beside] = -1
+        for beside in (os.path.splitext(path)[0] + suffix for suffix in (".txt", ".TXT")):
+            if suffix_of_name(path) in IMAGE_SUFFIXES and os.path.isfile(os.path.join(root, beside)):
+                listing.files[beside] = -1
     listing.files = dict(sorted(listing.files.items()))
     return listing
 

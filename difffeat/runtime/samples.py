@@ -113,7 +113,7 @@ class Source:
     classes: tuple[str, ...] = ()
     ignored: Counter[str] = field(default_factory=Counter)
     notes: tuple[str, ...] = ()
-    understood: Understood = Understood()
+    understood: Understood = field(default_factory=Understood)
 
     def __post_init__(self) -> None:
         if not self.samples:

@@ -12,6 +12,7 @@ from difffeat.errors import ConfigError, DecodeError, SourceError, SourceFormatE
 from difffeat.runtime.blobs import MAX_BYTES, SliceBlob
 from difffeat.runtime.samples import Sample, Source
 from difffeat.runtime.sources_options import SourceOptions, read_class_names
+from difffeat.runtime.understood import Understood
 
 SIDE = 32
 PIXELS = 3 * SIDE * SIDE
@@ -94,4 +95,5 @@ def _read(root: Path, files: tuple[str, ...], head: int, label: int, names: Path
                 raise SourceFormatError(f"{path}, record {row + 1} has label {number}, and {names.name} names {len(classes)} classes.")
             blob = PlanesBlob(SliceBlob(str(path), row * record + head, PIXELS))
             samples.append(Sample(f"{split}-{len(samples):05d}", blob, f"{file}#{row + 1}", labels=tuples[number]))
-    return Source(name, tuple(samples), classes)
+    understood = Understood(form=f"CIFAR, split {split}", ids="split and number of the record", labels="a byte of each record", classes=names.name)
+    return Source(name, tuple(samples), classes, understood=understood)

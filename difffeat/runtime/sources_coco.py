@@ -31,10 +31,10 @@ class _Labels:
 def read_coco(path: str, images: str | None, captions: str | None, name: str | None = None, content: Any = None) -> Source:
     """Every image of an annotation file, in the file's order.
 
-    **Arguments:** `path` instances, keypoints, panoptic or captions JSON, a path or URL; `images` their folder (None: the folder that `path` lies in);
-    `captions` captions JSON to join to instances; `name` of the source; `content` of `path`, where it was read already. Labels are the names of all
-    categories annotated, crowd regions included; a class that only regions marked `ignore` show is unknown for their image. An image without any has
-    none set. Categories of one name are one class. The id is the file name without its suffix. Ids of images and categories may be text.
+    **Arguments:** `path` instances, keypoints, panoptic or captions JSON, a path or URL; `images` their folder (None: the folder that `path` lies
+    in); `captions` captions JSON to join to instances; `name` of the source; `content` of `path`, where it was read already. Labels are the names of
+    all categories annotated, crowd regions included; a class that only regions marked `ignore` show is unknown for their image. An image without any
+    has none set. Categories of one name are one class. The id is the file name without its suffix. Ids of images and categories may be text.
 
     Annotations of images that are not listed are counted in a note. Raises SourceFormatError: two images or categories of one id, an annotation of a
     category that is not listed, a field that is not there.
@@ -51,7 +51,9 @@ def read_coco(path: str, images: str | None, captions: str | None, name: str | N
         own = tuple(label for label in labels.names if label in labels.of[key]) if labels.names else None
         hidden = tuple(label for label in labels.names if label in labels.ignored[key] - labels.of[key])
         samples.append(Sample(without_suffix(_own_name(main, tidy)), blob, tidy, tuple(texts[key]), own, unknown=hidden))
-    notes = [*labels.notes, *_strays(main, path, listed), *unlisted, *files.notes()]
+    twice = len(main["images"]) - len(listed)
+    repeated = [f"{twice} entries of images stand twice in the file, and count once"] if twice else []
+    notes = [*labels.notes, *repeated, *_strays(main, path, listed), *unlisted, *files.notes()]
     crowds = f", {labels.crowds} crowd regions among them" if labels.crowds else ""
     understood = Understood(
         form="COCO annotations",
@@ -71,7 +73,7 @@ def _images(data: dict[str, Any], path: str) -> dict[Any, str]:
         file = _file_name(entry, path)
         if found.setdefault(key, file) != file:
             raise SourceFormatError(
-                f"{path}: two images have the id {key}: {found[key]} and {file}. Nobody can tell which of them its annotations are of: give each its own."
+                f"{path}: two images have the id {key}: {found[key]} and {file}. Its annotations may be of either: give each its own."
             )
     return found
 

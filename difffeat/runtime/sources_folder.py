@@ -24,13 +24,13 @@ SPLITS = frozenset(("train", "training", "val", "valid", "validation", "test", "
 
 
 def read_folder(root: str, class_folders: bool | None, name: str, listing: Listing | None = None, form: str = "a folder of images") -> Source:
-    """Every image below a folder in path order. Links on disk are followed. Names that begin with a dot are left out, files and folders with all that is
-    in them: they are what tools leave behind (`.ipynb_checkpoints`, `._1.jpg`). They are counted as `hidden`, a folder on disk as one, and told in a
-    note where they might hold images; so are folders that may not be opened.
+    """Every image below a folder in path order. Links on disk are followed. Names that begin with a dot are left out, files and folders with all that
+    is in them: they are what tools leave behind (`.ipynb_checkpoints`, `._1.jpg`). They are counted as `hidden`, a folder on disk as one, and told in
+    a note where they might hold images; so are folders that may not be opened.
 
     Captions come from a .txt of the same stem, one a line. The first folder of a path is its class where `class_folders` says so, or, for None, when
-    every image lies one folder deep in two or more folders that are not called as parts of a data set (train, test ...). `listing` where the files are
-    known already.
+    every image lies one folder deep in two or more folders that are not called as parts of a data set (train, test ...). `listing` where the files
+    are known already.
 
     Raises SourceError when the folder cannot be listed, EmptySource.
     """

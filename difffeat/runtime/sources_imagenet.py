@@ -10,9 +10,10 @@ from pathlib import Path
 
 from difffeat.errors import SourceError, SourceFormatError
 from difffeat.runtime.blobs import FileBlob
-from difffeat.runtime.places import is_hidden
+from difffeat.runtime.listing import list_files, suffix_of_name
 from difffeat.runtime.samples import IMAGE_SUFFIXES, Sample, Source
 from difffeat.runtime.sources_options import SourceOptions
+from difffeat.runtime.understood import Understood
 
 WNID = re.compile(r"n\d{8}")
 KAGGLE = Path("ILSVRC/Data/CLS-LOC")
@@ -40,7 +41,7 @@ def read_imagenet(root: Path, split: str, options: SourceOptions, name: str) -> 
     """
     folder = (root / KAGGLE if (root / KAGGLE).is_dir() else root) / split
     words = _words(root)
-    files = _images(folder, name)
+    files, left = _images(folder, name)
     wnids = sorted({file.partition("/")[0] for file in files if WNID.fullmatch(file.partition("/")[0])})
     known = sorted(words) if (root / MAPPING).is_file() else wnids
     solution = root / f"LOC_{split}_solution.csv"
@@ -52,7 +53,13 @@ def read_imagenet(root: Path, split: str, options: SourceOptions, name: str) -> 
         labels = {}
     else:
         raise SourceError(f"{folder} has no folders of WordNet ids, and {solution} is not there to name the classes. Get either.")
-    return _source(name, folder, files, labels, sorted({*known, *labels.values()}), words)
+    understood = Understood(
+        form=f"ImageNet, split {split}",
+        ids="file names without suffix",
+        labels="folders of WordNet ids" if wnids else solution.name if labels else "none (the test split has none)",
+        classes=_named(root, words),
+    )
+    return _source(name, folder, files, labels, sorted({*known, *labels.values()}), words, left, understood)
 
 
 def read_tiny_imagenet(root: Path, split: str, options: SourceOptions, name: str) -> Source:
@@ -62,7 +69,7 @@ def read_tiny_imagenet(root: Path, split: str, options: SourceOptions, name: str
     Raises SourceError, SourceFormatError.
     """
     folder, words = root / split, _words(root)
-    files = _images(folder, name)
+    files, left = _images(folder, name)
     known = _lines(root / "wnids.txt")
     labels: dict[str, str] = {}
     if split == "train":
@@ -74,10 +81,23 @@ def read_tiny_imagenet(root: Path, split: str, options: SourceOptions, name: str
         if short is not None:
             raise SourceFormatError(f"{path}, line {short} is no file and WordNet id, separated by a tab.")
         labels = {f"images/{row[0]}": row[1] for row in rows}
-    return _source(name, folder, files, labels, sorted(known), words)
+        if not labels.keys() & set(files):  # many sort the images into folders of their classes
+            labels = {file: wnid for file in files if (wnid := file.partition("/")[0]) in known}
+    understood = Understood(
+        form=f"Tiny ImageNet, split {split}",
+        ids="file names without suffix",
+        labels={"train": "folders of WordNet ids", "val": "val_annotations.txt, or folders of WordNet ids"}.get(
+            split, "none (the test split has none)"
+        ),
+        classes=_named(root, words),
+    )
+    return _source(name, folder, files, labels, sorted(known), words, left, understood)
 
 
-def _source(name: str, folder: Path, files: Sequence[str], labels: dict[str, str], wnids: Sequence[str], words: dict[str, str]) -> Source:
+def _source(
+    name: str, folder: Path, files: Sequence[str], labels: dict[str, str], wnids: Sequence[str], words: dict[str, str], left: tuple[str, ...],
+    understood: Understood,
+) -> Source:  # fmt: skip
     called = Counter(words.get(wnid, wnid) for wnid in wnids)
     names = {wnid: (word if called[word := words.get(wnid, wnid)] == 1 else f"{word} ({wnid})") for wnid in wnids}
     foreign = next((file for file in files if file in labels and labels[file] not in names), None)
@@ -90,16 +110,23 @@ def _source(name: str, folder: Path, files: Sequence[str], labels: dict[str, str
         Sample(os.path.splitext(os.path.basename(file))[0], FileBlob(root, file), file, labels=tuples[labels[file]] if file in labels else None)
         for file in files
     ]
-    notes = (f"{unlabelled} of {len(files)} images have no label in the data set's own list",) if unlabelled else ()
-    return Source(name, tuple(samples), tuple(names.values()) if labels else (), notes=notes)
+    notes = [f"{unlabelled} of {len(files)} images have no label in the data set's own list"] if unlabelled else []
+    if missing := len(labels.keys() - set(files)):
+        notes.append(f"{missing} labels are of images that are not there")
+    return Source(name, tuple(samples), tuple(names.values()) if labels else (), notes=(*left, *notes), understood=understood)
 
 
-def _images(folder: Path, name: str) -> list[str]:
-    """Paths of the images below a folder, sorted, without hidden ones. Raises SourceError where it is not there."""
+def _named(root: Path, words: dict[str, str]) -> str:
+    """What names the classes, for people."""
+    return ("words.txt" if (root / "words.txt").is_file() else MAPPING) if words else "WordNet ids"
+
+
+def _images(folder: Path, name: str) -> tuple[list[str], tuple[str, ...]]:
+    """Paths of the images below a folder, sorted, without hidden ones; and notes of what was left out. Raises SourceError where it is not there."""
     if not folder.is_dir():
         raise SourceError(f"{name} has no folder {folder}. Unpack the data set there, or choose another --split.")
-    found = (Path(path, file).relative_to(folder).as_posix() for path, _, files in os.walk(folder) for file in files)
-    return sorted(file for file in found if os.path.splitext(file)[1].lower() in IMAGE_SUFFIXES and not is_hidden(file))
+    listing = list_files(str(folder), name)
+    return [file for file in listing.files if suffix_of_name(file) in IMAGE_SUFFIXES], listing.notes()
 
 
 def _words(root: Path) -> dict[str, str]:

@@ -8,6 +8,7 @@ from difffeat.errors import SourceError, SourceFormatError
 from difffeat.runtime.places import blob_at, parent
 from difffeat.runtime.samples import Sample, Source
 from difffeat.runtime.sources_manifest import without_suffix
+from difffeat.runtime.understood import Understood
 
 
 def is_karpathy(data: Any) -> bool:
@@ -33,7 +34,9 @@ def read_karpathy(data: dict[str, Any], path: str, images: str | None, split: st
         raise SourceError(f"{name} {asked}: {', '.join(found)}. Choose one with --split, or as SOURCE::{next(iter(found))}; join them with +.")
     base = images if images is not None else parent(path)
     samples = [_sample(entry, base, path, row) for row, entry in enumerate(entries) if entry["split"] in wanted]
-    return Source(name, tuple(samples))
+    ids, captions = "file names without suffix", "the sentences as they were written"
+    form = f"Karpathy's split {'+'.join(wanted)}"
+    return Source(name, tuple(samples), understood=Understood(form=form, ids=ids, captions=captions, labels="none (Karpathy's splits have none)"))
 
 
 def _sample(entry: dict[str, Any], base: str, path: str, row: int) -> Sample:

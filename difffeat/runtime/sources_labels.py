@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -30,7 +31,8 @@ class LabelReader:
     """
 
     def __init__(self, classes: Sequence[str] = (), *, multi_hot: bool | None = None, named: str = "", columns: bool = False) -> None:
-        self.classes, self._multi_hot, self.named, self._columns = tuple(classes), multi_hot, named, columns
+        self.classes = tuple(unicodedata.normalize("NFC", name) for name in classes)
+        self._multi_hot, self.named, self._columns = multi_hot, named, columns
         self._known, self._doubtful = frozenset(self.classes), False
         self._absent = 0
         """What a vector holds where a class is absent: 0, or −1 in tables of VOC and of −1 and 1 alone."""
@@ -68,10 +70,11 @@ class LabelReader:
             return []  # told when its row is read
 
     def _look_at_signs(self, lists: Sequence[Sequence[Any]]) -> None:
-        """Whether −1 in columns of classes means that a class is absent: in tables of VOC's classes, and where there is no 0 at all."""
-        signs = Counter(sign for parts in lists for part in parts if not is_null(part) and (sign := bit(part)) is not None)
+        """Whether −1 in columns of classes means that a class is absent: in tables of VOC's classes, and where there is nothing but 1 and −1."""
+        values = [part for parts in lists for part in parts]
+        signs = Counter(sign for part in values if not is_null(part) and (sign := bit(part)) is not None)
         voc = self._known >= VOC and signs[-1] > signs[0]
-        if signs[-1] and signs[1] and (voc or not signs[0]):
+        if signs[-1] and signs[1] and (voc or signs[-1] + signs[1] == len(values)):
             self._absent = -1
 
     def _number_classes(self, lengths: set[int], where: str) -> None:
@@ -148,7 +151,7 @@ class LabelReader:
         if isinstance(cell, bytes):
             cell = cell.decode("utf-8", "surrogateescape")
         if isinstance(cell, str):
-            text = cell.strip()
+            text = _composed(cell)
             if text in self._known:
                 return [text], ""
             if text[:2] in ("b'", 'b"') and text[-1:] == text[1]:
@@ -170,7 +173,7 @@ class LabelReader:
         elif self._absent == -1:
             if 0 in bits:
                 raise SourceFormatError(
-                    f"{where}: {self.classes[bits.index(0)]!r} is 0, and in earlier rows the classes are 1 and -1 alone. Write 0 where a class is absent, "
+                    f"{where}: {self.classes[bits.index(0)]!r} is 0, and in earlier rows the classes are 1 and -1 alone. Write 0 for absent, "
                     "-1 or nothing where nobody knows."
                 )
             bits = [-1 if is_null(part) else max(own or 0, 0) for own, part in zip(bits, parts, strict=True)]
@@ -180,8 +183,10 @@ class LabelReader:
         return tuple(name for name, own in paired if own == 1), tuple(name for name, own in paired if own == -1)
 
     def _name(self, part: Any, where: str) -> str:
-        if isinstance(part, str) and part.strip() in self._known:
-            return part.strip()
+        if isinstance(part, str):
+            part = _composed(part)
+            if part in self._known:
+                return part
         part = whole(part.decode("utf-8", "surrogateescape") if isinstance(part, bytes) else part)
         if not isinstance(part, str | int):
             raise SampleError(f"'labels' must be names or class numbers, found {part!r}.")
@@ -229,6 +234,12 @@ class LabelReader:
     def form(self) -> str:
         """How the cells are read, as words that follow where they stand; empty for plain names."""
         return "0/1 vectors" if self._multi_hot and not self._columns else ""
+
+
+def _composed(text: str) -> str:
+    """Without spaces at the ends, in the one Unicode form that ids and classes have."""
+    text = text.strip()
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
 def _alone(cell: Any) -> Any:

@@ -13,6 +13,7 @@ from difffeat.runtime.samples import Sample, Source, broken_notes, broken_sample
 from difffeat.runtime.sources_labels import LabelReader
 from difffeat.runtime.sources_manifest import without_suffix
 from difffeat.runtime.sources_options import SourceOptions, read_class_names
+from difffeat.runtime.understood import Understood
 
 VG_LABELS = "vg_category_500_labels_index.json"
 VG_CLASSES = 500
@@ -52,7 +53,13 @@ def read_vg500(root: Path, split: str, options: SourceOptions, name: str) -> Sou
             continue
         blob = FileBlob(str(root / folders.get(file, VG_IMAGES[0])), file)
         samples.append(Sample(without_suffix(file), blob, file, labels=labels.read(numbers[file], where)[0]))
-    return Source(name, tuple(samples), labels.classes, notes=broken_notes(samples))
+    understood = Understood(
+        form=f"Visual Genome 500, split {split}",
+        ids="file names without suffix",
+        labels=labels_path.name,
+        classes=labels.named or "their numbers, since no names are published",
+    )
+    return Source(name, tuple(samples), labels.classes, notes=broken_notes(samples), understood=understood)
 
 
 def _indices(path: Path) -> dict[str, list[int]]:
@@ -113,7 +120,11 @@ def read_nus_wide(root: Path, split: str, options: SourceOptions, name: str) -> 
         else Sample(without_suffix(file), FileBlob(base, file), file, labels=tuple(names[row]))
         for row, file in enumerate(files)
     ]
-    return Source(name, tuple(samples), concepts, notes=broken_notes(samples))
+    understood = Understood(
+        form=f"NUS-WIDE, split {split}", ids="paths in the image list, without suffix", labels=f"{labels_folder.name}/Labels_*_{part}.txt",
+        classes=concepts_path.name,
+    )  # fmt: skip
+    return Source(name, tuple(samples), concepts, notes=broken_notes(samples), understood=understood)
 
 
 def _first(root: Path, names: tuple[str, ...] | list[str]) -> Path | None:

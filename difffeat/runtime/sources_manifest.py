@@ -39,12 +39,12 @@ def read_manifest(places: Sequence[str], base: str | None, options: SourceOption
     """Samples of one or several files of one kind; relative image paths are taken from `base` (None: where the file lies).
 
     A text in a column of labels holds several where `|` or `;` separates them or where it spells a list (`['cat', 'dog']`, `[3 0 7]`); one in the
-    column `captions` where `|` separates them; any other text is one caption, unless it spells a list of quoted texts. Of `captions` and `caption`, of
-    `labels` and `label`, the first that holds something is taken. Numbers of labels mean the class names that their own file declares, if it does. An
-    image is a path or URL, or, in Parquet and Arrow, bytes or a struct of `bytes` and `path`. Without an `id` column the id is the image's path without
-    its suffix; for images in cells, and for captions alone, it is the row number over all files. Rows of one id and image whose labels are the same
-    are one sample with the captions of all. A row that cannot be read becomes a sample with its problem, and with the id that it has once it is mended,
-    as far as that can be read.
+    column `captions` where `|` separates them; any other text is one caption, unless it spells a list of quoted texts. Of `captions` and `caption`,
+    of `labels` and `label`, the first that holds something is taken. Numbers of labels mean the class names that their own file declares, if it does.
+    An image is a path or URL, or, in Parquet and Arrow, bytes or a struct of `bytes` and `path`. Without an `id` column the id is the image's path
+    without its suffix; for images in cells, and for captions alone, it is the row number over all files. Rows of one id and image whose labels are
+    the same are one sample with the captions of all. A row that cannot be read becomes a sample with its problem, and with the id that it has once it
+    is mended, as far as that can be read.
 
     Raises SourceFormatError naming columns (missing, or there twice), or the file and row, where no row at all can be read or the file is damaged.
     """
@@ -232,7 +232,7 @@ def _caption_notes(listing: _Listing) -> list[str]:
     }
     notes = [f"{listing.captions[kind]} {words}" for kind, words in told.items() if listing.captions[kind]]
     if listing.joined:
-        notes.append(f"{listing.rows} rows are {len(listing.samples)} samples: rows of one image are joined, with a caption from each")
+        notes.append(f"{listing.rows} rows are {len(listing.samples)} samples: rows of one id and image are joined, with a caption from each")
     return notes
 
 

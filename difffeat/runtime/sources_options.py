@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,15 +62,33 @@ class SourceOptions:
 
 
 def read_class_names(path: str | Path) -> tuple[str, ...]:
-    """One class name a line; empty lines are passed over. Raises SourceFormatError: not there, not UTF-8, empty, a name twice."""
+    """One class name a line, empty lines passed over; or, in `.json`, a list of names, or an object of number -> name (`id2label`), or of name ->
+    number (`label2id`), counted from 0 without gaps.
+
+    Raises SourceFormatError: not there, not UTF-8, empty, a name twice, JSON of another shape.
+    """
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise SourceFormatError(f"{path} is not UTF-8 (byte {error.start}). Save it as UTF-8.") from None
     except OSError as error:
         raise SourceFormatError(f"{path} cannot be read ({error.strerror or error}). It should hold one class name a line.") from None
-    names = [line.strip() for line in text.splitlines() if line.strip()]
+    names = _names_in_json(text, path) if Path(path).suffix.lower() == ".json" else [line.strip() for line in text.splitlines() if line.strip()]
     twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
     if not names or twice:
         raise SourceFormatError(f"{path} holds {f'{twice[0]!r} twice' if twice else 'no class names'}. Write one name a line, each once.")
     return tuple(names)
+
+
+def _names_in_json(text: str, path: str | Path) -> list[str]:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise SourceFormatError(f"{path} is not JSON ({error}). Write a list of class names, or one a line into a .txt.") from None
+    if isinstance(found, dict) and all(isinstance(value, int) for value in found.values()):
+        found = {str(number): name for name, number in found.items()}
+    listed = [found.get(str(number)) for number in range(len(found))] if isinstance(found, dict) else found if isinstance(found, list) else []
+    names = [name.strip() for name in listed if isinstance(name, str) and name.strip()]
+    if not names or len(names) != len(listed):
+        raise SourceFormatError(f"{path} holds neither a list of class names nor an object of number -> name, counted from 0 without gaps.")
+    return names

@@ -55,7 +55,11 @@ def read_tars(places: Sequence[str], options: SourceOptions, name: str) -> Sourc
     columns = Columns.of(options)
     ignored: Counter[str] = Counter()
     entries = [entry for place in places for entry in _entries(place, columns, ignored)]
-    labels = LabelReader(options.class_names(), multi_hot=options.multi_hot, named=options.classes_named())
+    labels = (
+        LabelReader(columns.vector, multi_hot=True, named="the columns' names", columns=True)
+        if columns.vector
+        else LabelReader(options.class_names(), multi_hot=options.multi_hot, named=options.classes_named())
+    )
     labels.look([entry.label for entry in entries[:LOOKED_AT]], name)
     parts = SHARD_IDS.get(columns.id[0], 0)
     _require_distinct(entries, parts, name)
@@ -212,7 +216,7 @@ def _interpret(entry: _Entry, columns: Columns) -> None:
         if captions := tuple(line.strip() for line in text.splitlines() if line.strip()):
             entry.captions, entry.caption_problem, entry.captions_from = captions, None, ".txt"
         entry.caption_problem = problem or entry.caption_problem
-    if "cls" in texts:
+    if "cls" in texts and not columns.vector:
         text, problem = _decoded(texts["cls"], "cls")
         if text.strip() or entry.label is None:
             entry.label, entry.label_from = text.strip(), ".cls"
@@ -243,6 +247,8 @@ def _interpret_json(entry: _Entry, content: bytes, columns: Columns) -> None:
     entry.captions, entry.caption_problem, _ = read_captions(value, column)
     entry.captions_from = f"{column!r} in .json"
     key, entry.label = named_value(data, (*columns.labels, "cls"))
+    if columns.vector:
+        key, entry.label = ", ".join(columns.vector), [data.get(name) for name in columns.vector]
     entry.label_from = f"{key!r} in .json" if key else ""
     if columns.id[0] in columns.asked and columns.id[0] not in SHARD_IDS and not is_blank(data.get(columns.id[0])):
         entry.identity = str(data[columns.id[0]]).strip()

@@ -87,12 +87,14 @@ def bit(value: Any) -> int | None:
 
 
 def text_list(text: str, *, strict: bool = False) -> list[Any] | None:
-    """The list that a text spells: as JSON, Python (list, tuple, set), NumPy (`[3 0 7]`, `['a' 'b']`), or without quotes (`[cat, dog]`); None where it
-    is no list. `strict`: only lists of quoted texts.
+    """The list that a text spells: as JSON, Python (list, tuple, set), NumPy (`[3 0 7]`, `['a' 'b']`), or without quotes (`[cat, dog]`); None where
+    it is no list. `strict`: only lists of quoted texts.
 
     Raises SampleError for a list that was cut short where it was printed, and for a mapping.
     """
     text = text.strip()
+    if text[-1:] not in ("]", ")", "}"):
+        return None
     if text.startswith("[") and text.endswith("]"):
         try:
             found = json.loads(text)

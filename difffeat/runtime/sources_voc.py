@@ -10,6 +10,7 @@ from difffeat.errors import SourceError, SourceFormatError
 from difffeat.runtime.blobs import FileBlob
 from difffeat.runtime.samples import Sample, Source, broken_notes, broken_sample
 from difffeat.runtime.sources_options import SourceOptions
+from difffeat.runtime.understood import Understood
 
 CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -28,9 +29,9 @@ def is_voc(year: int, root: Path) -> bool:
 def read_voc(year: int, root: Path, split: str, options: SourceOptions, name: str) -> Source:
     """The images of `ImageSets/Main/<split>.txt`, in `JPEGImages`, with the labels of `<class>_<split>.txt`: lines of an image's name and 1, −1 or 0.
 
-    0 says that a class is there but difficult to see; it is not counted as there, and a note tells how many there are. Without any list of labels
-    (the test split of 2012 was published so) the samples have none; a line that is none of these three sends its image to quarantine. Ids are the
-    images' names.
+    0 says that a class is there but difficult to see: whether the sample has it is unknown, as in the devkit's own evaluation, which leaves such
+    images out for that class; a note tells how many there are. Without any list of labels (the test split of 2012 was published so) the samples have
+    none; a line that is none of these three sends its image to quarantine. Ids are the images' names.
 
     Raises SourceError (a file that is not there), SourceFormatError.
     """
@@ -44,27 +45,37 @@ def read_voc(year: int, root: Path, split: str, options: SourceOptions, name: st
         raise SourceError(f"{base / LISTS} lacks {missing}_{split}.txt, of {len(CLASSES)} lists. Unpack the data set again.")
     labels: dict[str, list[str]] = defaultdict(list)
     problems: dict[str, str] = {}
-    difficult = 0
+    difficult: dict[str, list[str]] = defaultdict(list)
     for label in found:
         path = base / LISTS / f"{label}_{split}.txt"
         values = {line[0]: " ".join(line[1:]) for line in _lines(path)}
         for identity in names:
             value = values.get(identity, "no line")
-            difficult += value == "0"
-            if value == "1":
-                labels[identity].append(label)
-            elif value not in ("0", "-1"):
+            if value in ("0", "1"):
+                (labels if value == "1" else difficult)[identity].append(label)
+            elif value != "-1":
                 problems[identity] = f"{path.name} has {value!r} for it, which is none of 1, -1 and 0. Mend the list."
-    samples = [_sample(identity, base, tuple(labels[identity]) if found else None, problems.get(identity)) for identity in names]
-    noted = (f"{difficult} labels are marked as difficult, and not counted",) if difficult else ()
-    return Source(name, tuple(samples), CLASSES if found else (), notes=(*noted, *broken_notes(samples)))
-
-
-def _sample(identity: str, base: Path, labels: tuple[str, ...] | None, problem: str | None) -> Sample:
-    file = f"{identity}.jpg"
-    if problem is not None:
-        return broken_sample(identity, file, problem)
-    return Sample(identity, FileBlob(str(base / "JPEGImages"), file), file, labels=labels)
+    samples = [
+        broken_sample(identity, f"{identity}.jpg", problems[identity])
+        if identity in problems
+        else Sample(
+            identity,
+            FileBlob(str(base / "JPEGImages"), f"{identity}.jpg"),
+            f"{identity}.jpg",
+            labels=tuple(labels[identity]) if found else None,
+            unknown=tuple(difficult[identity]),
+        )
+        for identity in names
+    ]
+    total = sum(map(len, difficult.values()))
+    noted = (f"{total} labels are marked as difficult: they are unknown, and neither trained nor scored",) if total else ()
+    understood = Understood(
+        form=f"VOC{year}, split {split}",
+        ids=f"names in {LISTS}/{split}.txt",
+        labels=f"{LISTS}/<class>_{split}.txt" if found else f"none (no {LISTS}/<class>_{split}.txt)",
+        classes="VOC's 20 classes" if found else "",
+    )
+    return Source(name, tuple(samples), CLASSES if found else (), notes=(*noted, *broken_notes(samples)), understood=understood)
 
 
 def _base(year: int, root: Path) -> Path | None:

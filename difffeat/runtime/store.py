@@ -119,8 +119,8 @@ class Store:
 
     @property
     def label_known(self) -> np.ndarray | None:
-        """Bool [n, C]: whether it is known that a sample has a class or lacks it. None where the labels of every labelled row are known for all classes,
-        so that `labelled` says everything.
+        """Bool [n, C]: whether it is known that a sample has a class or lacks it. None where the labels of every labelled row are known for all
+        classes, so that `labelled` says everything.
         """
         return self._label_known
 

@@ -1,4 +1,6 @@
-"""What was understood of a source: which rows and classes there are, where each came from, what was passed over and why. Made by readers, said here."""
+"""What was understood of a source: which rows and classes there are, where each came from, what was passed over and why. Made by readers, said
+here.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +14,7 @@ from difffeat.runtime.blobs import UnreadableBlob
 if TYPE_CHECKING:
     from difffeat.runtime.samples import Source
 
+COUNTS = ("with_image", "with_caption", "captions", "labelled", "with_unknown_classes", "unreadable")
 FIRST = 8
 """How many names of classes, columns or suffixes a sentence holds before it counts the others."""
 
@@ -49,8 +52,10 @@ def understood_dict(source: Source) -> dict[str, Any]:
     return {
         "source": source.name,
         "form": known.form,
-        "rows": {"all": len(samples)} | {name: rows[name] for name in ("with_image", "with_caption", "captions", "labelled", "with_unknown_classes", "unreadable")},
-        "classes": {"count": len(source.classes), "first": list(source.classes[:FIRST]), "without_a_row": len(empty), "first_without_a_row": empty[:FIRST]},
+        "rows": {"all": len(samples)} | {name: rows[name] for name in COUNTS},
+        "classes": {
+            "count": len(source.classes), "first": list(source.classes[:FIRST]), "without_a_row": len(empty), "first_without_a_row": empty[:FIRST],
+        },
         "from": {"ids": known.ids, "labels": known.labels, "classes": known.classes, "captions": known.captions},
         "first_ids": [sample.id for sample in samples[:3]],
         "columns_not_read": list(known.unread),

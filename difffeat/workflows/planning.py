@@ -16,7 +16,7 @@ from difffeat.runtime.feeding import Opening
 from difffeat.runtime.plan import HIGH, LOW, Plan, make_plan
 from difffeat.runtime.sources import open_source
 from difffeat.runtime.sources_options import SourceOptions
-from difffeat.runtime.understood import say_understood
+from difffeat.runtime.understood import say_understood, understood_dict
 from difffeat.workflows.arguments import check_arguments
 from difffeat.workflows.commands import default_store, progress_line
 
@@ -56,7 +56,7 @@ def run_plan(
         where = f"{engine.name} ({engine.precision}) on {engine.device}"
     return {
         **vars(plan), "hours": plan.hours, "workers_hours": plan.workers_hours, "fits": plan.fits, "engine": where, "store": str(out),
-        "engine_builds": len(built), "text": _text(plan, where, out, built),
+        "engine_builds": len(built), "understood": understood_dict(listed), "text": _text(plan, where, out, built),
     }  # fmt: skip
 
 

@@ -24,7 +24,7 @@ from difffeat.runtime.feeds import fed_batches
 from difffeat.runtime.samples import Sample
 from difffeat.runtime.sources import open_source
 from difffeat.runtime.sources_options import SourceOptions
-from difffeat.runtime.understood import say_understood
+from difffeat.runtime.understood import say_understood, understood_dict
 from difffeat.workflows.arguments import check_arguments
 from difffeat.workflows.staging import PARITY_FILE, check_place, install, staging_folder
 from difffeat.workflows.verifying import PER_SAMPLE, features_of, open_running, spread
@@ -90,6 +90,7 @@ def run_quantize(
         "recipe": recipe.to_dict(),
         "fingerprint": recipe.fingerprint,
         "parity": parity.to_dict(),
+        "understood": understood_dict(listed),
         "seconds": time.perf_counter() - started,
         "text": "\n".join(lines),
     }

@@ -23,7 +23,7 @@ from difffeat.runtime.inversion import Inversion, open_inversion
 from difffeat.runtime.samples import Sample
 from difffeat.runtime.sources import open_source
 from difffeat.runtime.sources_options import SourceOptions
-from difffeat.runtime.understood import say_understood
+from difffeat.runtime.understood import say_understood, understood_dict
 from difffeat.workflows.arguments import check_arguments
 from difffeat.workflows.checking import Parts, promote, standardised
 from difffeat.workflows.checking import exact as exact_form
@@ -119,7 +119,13 @@ def run_verify(
         artifact = promote_failing(artifact, exact, chosen, run, say, margin=margin)
         verified = measured(artifact, features_at(artifact, judge, chosen, run, batches, **opening))
     replace_bytes(artifact.path / REPORT_FILE, (json.dumps(verified.to_dict(), indent=2, sort_keys=True) + "\n").encode())
-    result = {**verified.to_dict(), "artifact": str(artifact.path), "note": note, "text": "\n".join(_lines(artifact, verified, note))}
+    result = {
+        **verified.to_dict(),
+        "artifact": str(artifact.path),
+        "understood": understood_dict(listed),
+        "note": note,
+        "text": "\n".join(_lines(artifact, verified, note)),
+    }
     if verified.failing:
         raise ParityError(_complaint(artifact, verified, promoting))
     return result

@@ -226,7 +226,7 @@ def test_a_folder_that_cannot_be_listed_is_told(tmp_path: Path, monkeypatch: pyt
     locked, error = "b", PermissionError(13, "Permission denied")
     source = open_source(tmp_path)
     assert ids(source) == ["a/1"]
-    assert source.notes == ("1 folders cannot be opened and are left out, the first is b/: change their permissions, or remove them",)
+    assert source.notes == ("1 folders cannot be opened and are left out, the first is b/: change their permissions",)
     locked = tmp_path.name
     with pytest.raises(SourceError, match=r"cannot be listed \(Permission denied\)"):
         open_source(tmp_path)

@@ -241,7 +241,7 @@ def test_voc(folder: str, tmp_path: Path) -> None:
         source = open_source(f"{place}::train")
         assert source.classes == VOC_CLASSES
         assert labels(source) == {"000005": ("cat", "dog"), "000007": (), "000009": ()}
-        assert source.notes == ("1 labels are marked as difficult, and not counted",)
+        assert source.notes == ("1 labels are marked as difficult: they are unknown, and neither trained nor scored",)
         assert readable(source)
     with pytest.raises(SourceError, match=r"test.txt is not there. Unpack the data set again, or choose another --split"):
         open_source(f"{root}::test")

@@ -23,7 +23,8 @@ CLASSES = ("cat", "dog", "mat")
 @pytest.mark.parametrize(
     ("cell", "names"),
     [
-        (None, None), (-1, None), ("-1", None), (" -1\n", None), ([-1], None), ("dog", ("dog",)), (2, ("mat",)), ("2", ("mat",)), ([], ()), ("", None), ("nan", None), (float("nan"), None), ([None], None), (2.0, ("mat",)), ("2.0", ("mat",)), (True, ("dog",)), ("False", ("cat",)),
+        (None, None), (-1, None), ("-1", None), (" -1\n", None), ([-1], None), ("dog", ("dog",)), (2, ("mat",)), ("2", ("mat",)), ([], ()),
+        ("", None), ("nan", None), (float("nan"), None), ([None], None), (2.0, ("mat",)), ("2.0", ("mat",)), (True, ("dog",)), ("False", ("cat",)),
         (["cat", "mat"], ("cat", "mat")), ([0, 2], ("cat", "mat")), ((1,), ("dog",)),
     ],
 )  # fmt: skip
@@ -210,3 +211,20 @@ def test_vectors_that_begin_late_are_numbered_too(tmp_path: Path) -> None:
     (tmp_path / "m.jsonl").write_text("".join(line[:-1] + f', "id": "{n}"}}\n' for n, line in enumerate(lines)))
     source = open_source(tmp_path / "m.jsonl", SourceOptions(multi_hot=True))
     assert (source.classes, source.samples[-1].labels) == (("0", "1", "2"), ("1", "2"))
+
+
+@pytest.mark.parametrize("content", ['["mat", "dog"]', '{"0": "mat", "1": "dog"}', '{"mat": 0, "dog": 1}'])
+def test_class_names_in_json_are_read_in_the_order_of_their_numbers(content: str, tmp_path: Path) -> None:
+    (tmp_path / "names.json").write_text(content)
+    assert read_class_names(tmp_path / "names.json") == ("mat", "dog")
+
+
+@pytest.mark.parametrize("content", ["{", '{"1": "mat", "2": "dog"}', "[1]", '{"a": {"b": 1}}', '"mat"'])
+def test_json_that_holds_no_class_names_is_refused(content: str, tmp_path: Path) -> None:
+    (tmp_path / "names.json").write_text(content)
+    with pytest.raises(SourceFormatError, match=r"names.json (is not JSON|holds neither a list of class names nor)"):
+        read_class_names(tmp_path / "names.json")
+
+
+def test_names_are_the_same_in_either_unicode_form() -> None:
+    assert LabelReader(("caf\u00e9",)).read("cafe\u0301", "here")[0] == ("caf\u00e9",)

@@ -344,3 +344,45 @@ def test_a_path_that_is_no_text_is_refused_with_the_type_it_has(tmp_path: Path) 
         SourceFormatError, match=r"column 'image' must be a path, image bytes or a struct of 'bytes' and 'path', found struct<.*list<"
     ):
         open_source(tmp_path / "a.parquet")
+
+
+FORMS_OF_BYTES = {"view": pa.array(IMAGES, pa.binary_view()), "dictionary": pa.array(IMAGES, pa.binary()).dictionary_encode()}
+
+
+@pytest.mark.parametrize("kind", FORMS_OF_BYTES)
+def test_views_and_dictionaries_of_images_are_images(kind: str, tmp_path: Path) -> None:
+    assert bytes_of(open_source(arrow(tmp_path / "m.arrow", {"image": FORMS_OF_BYTES[kind]}))) == IMAGES
+
+
+def test_a_struct_of_views_is_an_image_with_its_path(tmp_path: Path) -> None:
+    (tmp_path / "1.png").write_bytes(IMAGES[1])
+    fields = [pa.array([IMAGES[0], None], pa.binary_view()), pa.array(["0.png", "1.png"], pa.string_view())]
+    source = open_source(arrow(tmp_path / "m.arrow", {"image": pa.StructArray.from_arrays(fields, ["bytes", "path"])}))
+    assert bytes_of(source) == IMAGES[:2]
+
+
+TEXTS = {
+    "view": pa.array(["a", None], pa.string_view()),
+    "large": pa.array(["a", None], pa.large_string()),
+    "dictionary": pa.array(["a", None]).dictionary_encode(),
+    "runs": pa.RunEndEncodedArray.from_arrays(pa.array([1, 2], pa.int32()), pa.array(["a", None])),
+    "list view": pa.array([["a"], None], pa.list_view(pa.string_view())),
+    "nan text": pa.array(["a", "nan"]),
+    "bytes": pa.array([b"a", None]),
+}
+
+
+@pytest.mark.parametrize("kind", TEXTS)
+def test_texts_of_every_arrow_type_are_texts_and_nothing_is_nothing(kind: str, tmp_path: Path) -> None:
+    images = pa.array(["0.png", "1.png"], pa.string_view())
+    source = open_source(arrow(tmp_path / "m.arrow", {"image": images, "labels": TEXTS[kind]}))
+    assert [(sample.id, sample.labels) for sample in source.samples] == [("0", ("a",)), ("1", None)]
+
+
+def test_numbers_and_truth_in_columns_are_those_of_tables_of_text(tmp_path: Path) -> None:
+    columns = {"image": ["0.png", "1.png"], "A": pa.array([True, None]), "B": pa.array([0.0, float("nan")]), "C": pa.array([-1, 1], pa.int8())}
+    (tmp_path / "m.csv").write_text("image,A,B,C\n0.png,True,0.0,-1\n1.png,,nan,1\n")
+    options = SourceOptions(label_column="A,B,C")
+    for path in (parquet(tmp_path / "m.parquet", columns), tmp_path / "m.csv"):
+        found = [(sample.labels, sample.unknown) for sample in open_source(path, options).samples]
+        assert found == [(("A",), ("C",)), (("C",), ("A", "B"))]

@@ -283,3 +283,22 @@ def test_any_content_is_a_source_or_a_typed_error(place: int, spoiled: bytes, cu
     except SourceError:
         return
     assert len(source) > 0
+
+
+def test_keys_may_hold_dots_where_nothing_stands_for_the_key_before_the_first(tmp_path: Path) -> None:
+    members = {f"IMG_{number}.2023-05-01.{kind}": b"x" for number in range(300) for kind in ("png", "txt")}
+    members |= {"plain.png": b"", "plain.edited.png": b"", "v1.0/IMG.3.cls": b"3.0", "v1.0/IMG.3.JPG": b""}
+    source = open_source(shard(tmp_path / "a.tar", members))
+    assert len(source) == 302
+    found = listed(source)
+    assert (found["IMG_7.2023-05-01"], found["plain"], found["v1.0/IMG.3"]) == ((("x",), None), ((), None), ((), ("3",)))
+    assert dict(source.ignored) == {"second images and texts of a key": 1}
+    assert source.notes[0].startswith(
+        "301 keys hold dots, since no member of what stands before the first dot has a single suffix; the first is IMG_0."
+    )
+
+
+def test_columns_of_classes_are_keys_of_the_json_members(tmp_path: Path) -> None:
+    members = {"1.png": b"", "1.json": b'{"A": 1, "B": -1}', "2.png": b"", "2.json": b'{"A": 0, "B": true}', "3.png": b""}
+    source = open_source(shard(tmp_path / "a.tar", members), SourceOptions(label_column="A,B"))
+    assert [(sample.labels, sample.unknown) for sample in source.samples] == [(("A",), ("B",)), (("B",), ()), (None, ())]
