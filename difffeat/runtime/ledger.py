@@ -112,6 +112,8 @@ class Ledger:
             executor=executor,
             reasons=_reasons(self.receipts),
             remarks=clock.remarks,
+            tokens=clock.tokens,
+            unknown=clock.unknown,
         )
 
     def _require_new_images(self) -> None:

@@ -98,11 +98,17 @@ def make_plan(
     place = _existing(out)
     with _without_good_samples(source), tempfile.TemporaryDirectory(prefix=".difffeat-plan-", dir=place) as folder:
         size = batch_size or stored_batch_size(out) or _probed(engine, source, run, options)
-        warm = extract(engine, _spread(source, WARM_BATCHES * size), Path(folder, "warm"), batch_size=size, **options)
+        warm = extract(engine, _spread(source, WARM_BATCHES * size), Path(folder, "warm"), batch_size=size, allow_unknown=True, **options)
         wanted = max(LEAST_BATCHES * size, int(warm.rate * seconds) // size * size)
         ticks: list[tuple[float, int]] = []
         measured = extract(
-            engine, _spread(source, wanted), Path(folder, "run"), batch_size=size, progress=lambda state: ticks.append(_tick(state)), **options
+            engine,
+            _spread(source, wanted),
+            Path(folder, "run"),
+            batch_size=size,
+            allow_unknown=True,
+            progress=lambda state: ticks.append(_tick(state)),
+            **options,
         )
         row_bytes = Configuration.of(engine).row_bytes(run) + DIGEST_BYTES + 1
         disk = _disk_bytes(_Size.of(warm.path), _Size.of(measured.path), row_bytes, len(source))

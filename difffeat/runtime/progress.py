@@ -36,7 +36,7 @@ class Summary:
     `ignored` files the source passed over; `added` rows, and `healed` ones that were in quarantine, of `retried` (None: not
     asked to); `batch_size`; `workers` threads that decode;
     `device` and `reasons` for the words that come of it: errors in quarantine, with how many samples and the first ids; `remarks` the same of samples
-    computed in this run that are good and were not plain.
+    computed in this run that are good and were not plain; `tokens` of their captions, and how many of them are `unknown`.
     """
 
     path: Path
@@ -59,6 +59,8 @@ class Summary:
     executor: str = "local"
     reasons: dict[str, dict[str, Any]] = field(default_factory=dict)
     remarks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    tokens: int = 0
+    unknown: int = 0
 
     @property
     def exit_code(self) -> int:
@@ -112,6 +114,8 @@ class Clock:
     done: int = 0
     bad: int = 0
     remarks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    tokens: int = 0
+    unknown: int = 0
     _guard: threading.Lock = field(default_factory=threading.Lock)
 
     def worked(self, stage: str, seconds: float) -> None:
@@ -131,8 +135,13 @@ class Clock:
                 if len(known["first_ids"]) < FIRST_IDS:
                     known["first_ids"].append(sample)
 
+    def count_tokens(self, tokens: int, unknown: int) -> None:
+        with self._guard:
+            self.tokens += tokens
+            self.unknown += unknown
+
     def merge_remarks(self, others: Mapping[str, Mapping[str, Any]]) -> None:
-        """Add what was counted elsewhere."""
+        """Add what was remarked elsewhere."""
         with self._guard:
             for remark, other in others.items():
                 known = self.remarks.setdefault(remark, {"samples": 0, "first_ids": []})

@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -186,7 +187,7 @@ QUARANTINED = {
 
 def test_bad_images_keep_their_rows_and_are_named_with_their_reason(tmp_path: Path) -> None:
     source = bad_folder(tmp_path / "bad")
-    store = extracted("image", source, tmp_path / "out", max_bad_fraction=0.9)
+    store = extracted("image", source, tmp_path / "out", max_bad_fraction=0.9, run=replace(FP32, pixels="strict"))
     assert {entry["id"]: entry["row"] for entry in store.quarantined} == {name: index for index, name in enumerate(QUARANTINED, 1)}
     for entry in store.quarantined:
         assert QUARANTINED[entry["id"]] in entry["message"]
@@ -224,9 +225,10 @@ def test_bad_captions_are_set_aside_with_their_reason(tmp_path: Path) -> None:
 def test_too_many_bad_samples_stop_the_run_and_a_higher_limit_goes_on(tmp_path: Path) -> None:
     source = bad_folder(tmp_path / "bad")
     message = r"5 of 7 samples are in quarantine, more than --max-bad-fraction 0.5 allows. The receipts in .* say why each; mend the source"
+    how: dict[str, Any] = {"batch_size": 4, "shard_size": 10, "run": RunRecipe(pixels="strict")}
     with pytest.raises(TooManyBadSamples, match=message):
-        extract(FakeEngine(), open_source(source), tmp_path / "out", batch_size=4, shard_size=10)
-    summary = extract(FakeEngine(), open_source(source), tmp_path / "out", batch_size=4, shard_size=10, max_bad_fraction=0.9)
+        extract(FakeEngine(), open_source(source), tmp_path / "out", **how)
+    summary = extract(FakeEngine(), open_source(source), tmp_path / "out", max_bad_fraction=0.9, **how)
     assert (summary.skipped, summary.quarantined, summary.exit_code) == (1, 5, 3)
 
 
