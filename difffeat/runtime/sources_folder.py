@@ -9,7 +9,7 @@ from pathlib import Path
 
 from difffeat.errors import DecodeError, SourceError
 from difffeat.runtime.blobs import Blob, FileBlob, UrlBlob
-from difffeat.runtime.places import is_hidden
+from difffeat.runtime.places import below, is_hidden
 from difffeat.runtime.remote import is_url, list_remote
 from difffeat.runtime.samples import IMAGE_SUFFIXES, Sample, Source, multi_hot_classes, storable
 from difffeat.runtime.sources_manifest import without_suffix
@@ -78,7 +78,7 @@ def _refuse(error: OSError) -> None:
 
 
 def _blob(root: str, path: str, size: int) -> Blob:
-    return UrlBlob(f"{root.rstrip('/')}/{path}", size) if is_url(root) else FileBlob(root, path)
+    return UrlBlob(below(root, path), size) if is_url(root) else FileBlob(root, path)
 
 
 def _suffix(path: str) -> str:

@@ -69,7 +69,9 @@ def summary_text(summary: Summary) -> str:
         lines.append(f"  {summary.unknown} of {summary.tokens} tokens are unknown to the tokenizer ({summary.unknown / summary.tokens:.1%})")
     for remark, found in summary.remarks.items():
         more = ", ..." if found["samples"] > len(found["first_ids"]) else ""
-        lines.append(f"  {found['samples']} samples computed now: {remark} ({', '.join(found['first_ids'])}{more})")
+        lines.append(
+            f"  {found['samples']} {'sample' if found['samples'] == 1 else 'samples'} computed now: {remark} ({', '.join(found['first_ids'])}{more})"
+        )
     if summary.ignored:
         lines.append(f"  passed over: {', '.join(f'{count} × {suffix or chr(39) * 2}' for suffix, count in summary.ignored.items())}")
     return "\n".join(lines)

@@ -9,6 +9,7 @@ import threading
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
@@ -17,13 +18,14 @@ from difffeat.runtime import http_client as client
 from difffeat.runtime.blobs import SliceBlob, UrlBlob
 from difffeat.runtime.patience import Patience, Stop, adopt
 from difffeat.runtime.pipeline import Stopped
-from difffeat.runtime.places import blob_at, parent, suffix_of
+from difffeat.runtime.places import below, blob_at, parent, suffix_of
 from difffeat.runtime.remote import RemoteError, fetch, fetch_whole, list_remote, open_remote
 from difffeat.runtime.sources import open_source
 from difffeat.runtime.sources_options import SourceOptions
 from tests.runtime.web import PHOTO, Web, web
 
 SOON = Patience(timeout=0.3, retries=0, total=0.5)
+ONCE = Patience(timeout=60, retries=0, total=120)
 LIMIT = 1 << 20
 
 
@@ -89,7 +91,7 @@ def test_what_is_no_answer_is_named_and_bounded(server: Web, name: str, message:
     tracemalloc.start()
     try:
         with pytest.raises(RemoteError, match=message):
-            fetch_whole(f"{server.base}/{name}.png", LIMIT, SOON)
+            fetch_whole(f"{server.base}/{name}.png", LIMIT, SOON if name in ("silent", "drip", "later") else ONCE)
         assert tracemalloc.get_traced_memory()[1] < 16 * LIMIT
     finally:
         tracemalloc.stop()
@@ -247,10 +249,20 @@ def test_a_folder_of_the_web_is_listed_by_its_index_pages(server: Web) -> None:
         b'<html><a href="?C=N;O=D">Name</a><a href="../">up</a><a href="a%20b.png">x</a><a href="sub/">s</a><a href="http://other/x.png">o</a>'
         b'<A HREF="/photos/c&amp;d.png">c</a></html>'
     )
-    server.files["photos/sub/"] = b'<a href="./">.</a><a href="/photos/">top</a><a href="e.png">e</a>'
-    assert list_remote(f"{server.base}/photos") == [("a%20b.png", -1), ("c&d.png", -1), ("sub/e.png", -1)]
+    server.files["photos/sub/"] = b'<a href="./">.</a><a href="/photos/">top</a><a href="e%23%2520%E4.png">e</a>'
+    assert list_remote(f"{server.base}/photos") == [("a b.png", -1), ("c&d.png", -1), ("sub/e#%20\udce4.png", -1)]
+    assert below(f"{server.base}/photos", "sub/e#%20\udce4.png") == f"{server.base}/photos/sub/e%23%2520%E4.png"
     with pytest.raises(RemoteError, match="is not an index page"):
         list_remote(f"{server.base}/plain")
+
+
+def test_a_folder_of_the_web_has_the_ids_of_the_folder_on_disk(server: Web, tmp_path: Path) -> None:
+    for name in ("a b.png", "ü#1%20.png", "s.png"):
+        (tmp_path / name).write_bytes(PHOTO)
+    server.files["f/"] = "".join(f'<a href="{quote(path.name)}">x</a>' for path in tmp_path.iterdir()).encode()
+    found, local = open_source(f"{server.base}/f/").samples, open_source(tmp_path).samples
+    assert [sample.id for sample in found] == [sample.id for sample in local]
+    assert all(sample.image is not None and sample.image.read() == PHOTO for sample in found)
 
 
 def test_a_place_beside_a_signed_table_is_without_its_query() -> None:
