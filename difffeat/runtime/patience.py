@@ -118,6 +118,42 @@ def current_stop() -> Stop:
     return _STOP.get() or Stop()
 
 
+class Turn:
+    """Lets one thread at a time hold a large object: many wait for small ones at once, and memory stays that of one large one."""
+
+    def __init__(self) -> None:
+        self._lock, self._holder = threading.Lock(), 0
+
+    def enter(self) -> None:
+        """Wait for it; nothing where this thread has it. Raises Stopped."""
+        if self._holder == threading.get_ident():
+            return
+        while not self._lock.acquire(timeout=_POLL):
+            current_stop().pause(0)
+        self._holder = threading.get_ident()
+
+    def leave(self) -> None:
+        """Let the next one have it, where this thread has it."""
+        if self._holder == threading.get_ident():
+            self._holder = 0
+            self._lock.release()
+
+
+_POLL = 0.2
+_TURN: ContextVar[Turn | None] = ContextVar("turn", default=None)
+
+
+def share(stop: Stop, turn: Turn) -> None:
+    """From now on, this thread's waits end when `stop` is set, and it takes its turn for what is large."""
+    adopt(stop)
+    _TURN.set(turn)
+
+
+def current_turn() -> Turn | None:
+    """None where this thread shares memory with few."""
+    return _TURN.get()
+
+
 def within(seconds: float, action: Callable[[], T]) -> T:
     """The result of what knows no deadline itself, in a thread that is left behind when it has none in time. Raises TimeoutError, Stopped."""
     future: Future[T] = Future()

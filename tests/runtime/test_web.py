@@ -15,7 +15,9 @@ import pytest
 
 from difffeat.errors import DecodeError
 from difffeat.runtime import http_client as client
+from difffeat.runtime import remote
 from difffeat.runtime.blobs import SliceBlob, UrlBlob
+from difffeat.runtime.decoding import DecodePool
 from difffeat.runtime.patience import Patience, Stop, adopt
 from difffeat.runtime.pipeline import Stopped
 from difffeat.runtime.places import below, blob_at, parent, suffix_of
@@ -210,6 +212,27 @@ def test_a_wait_ends_when_it_is_stopped() -> None:
         for thread in threads:
             thread.join()
     assert [type(error) for error in ended] == [Stopped] * 4
+
+
+def test_of_many_that_are_fetched_at_once_one_is_large_at_a_time(server: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "LARGE", 1000)
+    held, most = [0], [0]
+
+    def read(url: str) -> bytes:
+        data = UrlBlob(url).read()
+        held[0] += len(data) > 1000
+        most[0] = max(most[0], held[0])
+        return data
+
+    def decode(data: bytes) -> int:
+        held[0] -= len(data) > 1000
+        return len(data)
+
+    server.files |= {f"plain-{number}.png": bytes(900 + 300 * (number % 2)) for number in range(20)}
+    with DecodePool(2) as pool:
+        found = [pool.fetch(read, f"{server.base}/plain-{number}.png", then=decode) for number in range(20)]
+        assert [future.result() for future in found] == [900 + 300 * (number % 2) for number in range(20)]
+    assert most == [1]
 
 
 def test_a_source_says_how_long_its_addresses_are_waited_for(server: Web, tmp_path: Path) -> None:
