@@ -272,7 +272,11 @@ async def _in_daemon(loop: asyncio.AbstractEventLoop, action: Callable[[], T]) -
 
 def http_client() -> HttpClient:
     """The client of this process."""
-    return _client(os.getpid())
+    with _MAKING:
+        return _client(os.getpid())
+
+
+_MAKING = threading.Lock()
 
 
 @functools.lru_cache(maxsize=1)

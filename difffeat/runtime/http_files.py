@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import re
 import threading
@@ -93,10 +92,12 @@ class _Kept:
             return self._file
 
 
-@functools.cache
+_FILES = HttpFiles()
+
+
 def http_files() -> HttpFiles:
     """Of this process."""
-    return HttpFiles()
+    return _FILES
 
 
 def list_pages(url: str, page: Callable[[str], bytes]) -> list[str]:

@@ -7,7 +7,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError, Future, wait
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TypeVar
@@ -25,6 +25,7 @@ SILENT_AFTER = 3
 """Objects of a host that end without any answer, one after the other, before the host is taken for silent."""
 SHORT = 3.0
 """Seconds that an object of a silent host is given, in one attempt."""
+_POLL = 0.2
 SPENT = 300.0
 """Seconds, added up over all threads, that a process loses to silent hosts before a host that has never answered is asked once and shortly."""
 
@@ -91,12 +92,17 @@ class Stop:
 
     def result(self, future: Future[T], seconds: float | None = None) -> T:
         """The future's result, within `seconds`; it is cancelled where that is not had. Raises Stopped, TimeoutError, what the future raises."""
+        end = math.inf if seconds is None else time.monotonic() + seconds
         with self._guard:
             self._waits.add(future)
         try:
             if self._stopped.is_set():
                 raise Stopped
-            return future.result(seconds)
+            while not future.done():  # waiting without end, the main thread could miss a Ctrl-C that came just before
+                if (left := end - time.monotonic()) <= 0:
+                    raise TimeoutError
+                wait((future,), min(_POLL, left))
+            return future.result()
         except CancelledError:
             raise Stopped from None
         finally:
@@ -139,7 +145,6 @@ class Turn:
             self._lock.release()
 
 
-_POLL = 0.2
 _TURN: ContextVar[Turn | None] = ContextVar("turn", default=None)
 
 

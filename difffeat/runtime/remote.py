@@ -5,7 +5,6 @@ Whatever a backend raises leaves here as a RemoteError, an OSError like that of 
 
 from __future__ import annotations
 
-import functools
 import io
 import os
 import re
@@ -168,12 +167,12 @@ def attempt(url: str, action: Callable[[float], T], asked: Patience | None = Non
     Raises RemoteError with the last reason.
     """
     asked, host, since = asked or patience(), host_of(url), time.monotonic()
-    allowed = _hosts().allow(host, asked)
+    allowed = _HOSTS.allow(host, asked)
     for number in range(allowed.retries + 1):
         left = allowed.total - (time.monotonic() - since)
         try:
             result = action(max(0.001, min(allowed.timeout, left)))
-            _hosts().answered(host)
+            _HOSTS.answered(host)
             return result
         except (Stopped, MissingExtra, ConfigError):
             raise
@@ -190,9 +189,9 @@ def attempt(url: str, action: Callable[[float], T], asked: Patience | None = Non
 def _remember(host: str, error: Exception, spent: float) -> None:
     """Whatever is not silence is an answer."""
     if isinstance(error, Refused | TooLong | Unreadable) or _is_permanent(error):
-        _hosts().answered(host)
+        _HOSTS.answered(host)
     else:
-        _hosts().expired(host, spent)
+        _HOSTS.expired(host, spent)
 
 
 def _wait(error: Exception, number: int) -> float:
@@ -267,9 +266,7 @@ def _inline(url: str, limit: int) -> bytes:
         raise RemoteError(f"{url[:60]}... is not base64 ({error})") from None
 
 
-@functools.cache
-def _hosts() -> Hosts:
-    return Hosts()
+_HOSTS = Hosts()
 
 
 def _client() -> Any:
