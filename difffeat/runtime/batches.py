@@ -137,7 +137,7 @@ class ImageFeeder:
         try:
             pixels: np.ndarray | SampleError = decode(data, self._side, self._preprocessing, self._pixels, remarks)
         except SampleError as error:
-            pixels, remarks = error, []
+            pixels, remarks = _alone(error), []
         return pixels, digest, remarks, seconds + time.perf_counter() - since
 
 
@@ -149,8 +149,14 @@ def _read(sample: Sample, at_once: int) -> _Read:
             raise SampleError("the sample has no image. Add one, or leave it out of the image store.")
         data: bytes | SampleError = sample.image.read()
     except SampleError as error:
-        data = error
+        data = _alone(error)
     return data, (time.perf_counter() - since) / at_once
+
+
+def _alone(error: SampleError) -> SampleError:
+    """The error without its traceback and causes, whose frames hold the bytes that were read: it is kept until its shard is written."""
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)
 
 
 class CachedLatentsFeeder:

@@ -227,6 +227,7 @@ async def _collect(reply: Any, deadline: _Deadline, limit: int) -> bytearray:
     async for piece in _pieces(reply, deadline):
         body += piece
         if len(body) > limit:
+            body.clear()  # the error's traceback holds this frame
             raise TooLong(f"it has more than {limit} bytes, the limit")
     return body
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from difffeat.engines import Engine, open_engine
 from difffeat.engines.parity import compare
-from difffeat.errors import ConfigError, NonFiniteFeature, SourceFormatError, TooManyBadSamples
+from difffeat.errors import ConfigError, NonFiniteFeature, SourceFormatError, StoreMismatch, TooManyBadSamples
 from difffeat.recipe import RunRecipe
 from difffeat.runtime.blobs import FileBlob
 from difffeat.runtime.extract import Progress, Summary, extract
@@ -25,6 +25,7 @@ from difffeat.runtime.preprocess import decode
 from difffeat.runtime.samples import Sample, Source
 from difffeat.runtime.sources import open_source
 from difffeat.runtime.store import Store
+from difffeat.runtime.summary import summary_text
 from tests.artifacts import exported
 from tests.runtime.fake import FakeEngine, encoded, folder_of_images, picture, tree
 
@@ -292,3 +293,28 @@ def test_what_the_graph_needs_and_the_source_lacks_is_said_before_anything_is_wr
     with pytest.raises(ConfigError, match="batch size and shard size must be at least 1, got 0 and 6"):
         extracted("image", pictures, tmp_path / "out", batch_size=0)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_store_of_the_time_when_all_pixels_were_strict_goes_on_as_it_was_and_no_other_way(images: Path, tmp_path: Path) -> None:
+    strict = replace(FP32, pixels="strict")
+    store = extracted("image", images, tmp_path / "out", run=strict)
+    assert "pixels" not in json.loads((store.path / "manifest.json").read_text())["recipe"]["run"]
+    assert store.recipe.run.pixels == "strict"
+    extracted("image", images, tmp_path / "out", run=strict)
+    with pytest.raises(
+        StoreMismatch, match=r"recipe\.run\.pixels: None -> 'shown'\nRepeat the first configuration to go on \(with --pixels strict\)"
+    ):
+        extracted("image", images, tmp_path / "out")
+    text = extracted("text", images, tmp_path / "text", run=strict)
+    assert extracted("text", images, tmp_path / "text").fingerprint == text.fingerprint
+
+
+def test_what_was_not_plain_is_in_the_summary(tmp_path: Path) -> None:
+    source = bad_folder(tmp_path / "bad")
+    summary = extract(FakeEngine(), open_source(source), tmp_path / "out", max_bad_fraction=0.9)
+    assert summary.remarks == {
+        "CMYK colours: converted without a profile": {"samples": 1, "first_ids": ["2-cmyk"]},
+        "16 bits: their high byte is taken": {"samples": 1, "first_ids": ["3-sixteen"]},
+    }
+    assert "1 sample computed now: CMYK colours: converted without a profile (2-cmyk)" in summary_text(summary)
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["remarks"] == summary.remarks
