@@ -23,7 +23,8 @@ One class for each failure that a caller can act on; the message says what happe
     ├── SourceError                      samples cannot be listed
     │   ├── EmptySource                  nothing to extract
     │   ├── SourceFormatError            a manifest without its columns, or with unreadable content
-    │   └── DuplicateSample              two samples share an id
+    │   ├── DuplicateSample              two samples share an id
+    │   └── UnknownTokens                most of the captions are words that the tokenizer does not know
     ├── SampleError                      one sample is bad; becomes a quarantine entry
     │   ├── DecodeError                  bytes that are no image we accept
     │   ├── ImageTooLarge                beyond the pixel limit (decompression bombs)
@@ -161,6 +162,10 @@ class SourceFormatError(SourceError):
 
 class DuplicateSample(SourceError):
     """Two samples share an id."""
+
+
+class UnknownTokens(SourceError):
+    """Most of the captions are words that the tokenizer does not know."""
 
 
 class SampleError(DifffeatError):

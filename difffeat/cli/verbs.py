@@ -272,6 +272,9 @@ def extract(
     store_dtype: Annotated[str, typer.Option(help="fp16 or fp32.")] = "fp16",
     latents: Annotated[Path | None, typer.Option(help="Latent cache: the store of a --graph latents artifact.")] = None,
     max_bad_fraction: Annotated[float, typer.Option(help="Stop when more than this share of samples is bad.")] = 0.5,
+    allow_unknown: Annotated[
+        bool, typer.Option("--allow-unknown", help="Extract captions even if the tokenizer does not know most of their words.")
+    ] = False,
     executor: Annotated[str, typer.Option(help="local, or ray: several engines, on the GPUs of a machine or on many machines.")] = "local",
     workers: Annotated[int | None, typer.Option(help="ray: engines; default: one for each GPU, on CPUs one for each machine.")] = None,
     address: Annotated[str | None, typer.Option(help="ray: address of a cluster; default: this machine.")] = None,
@@ -306,7 +309,8 @@ def extract(
     result = run_extract(
         artifact, source, output, engine=engine, device=device, threads=threads, options=options, batch_size=size, shard_size=shard_size,
         num_workers=parse_auto(num_workers, "--num-workers"), run=run, latents=latents, source_options=source_options,
-        max_bad_fraction=max_bad_fraction, executor=executor, workers=workers, address=address, mode=one_mode(append, retry_quarantined),
+        max_bad_fraction=max_bad_fraction, allow_unknown=allow_unknown, executor=executor,
+        workers=workers, address=address, mode=one_mode(append, retry_quarantined),
         rebatch=allow_rebatch, overwrite=overwrite, say=say(as_json),
     )  # fmt: skip
     emit(result, as_json)

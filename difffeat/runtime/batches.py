@@ -58,7 +58,8 @@ class Batch:
 class Prepared:
     """Inputs for the engine (without noise and timestep parameters), which of the batch's rows are good, and the digest of what was read.
 
-    `remarks` pairs a sample's id with what was not plain about it; `seconds` is what the preparation took, summed over the threads that did it.
+    `remarks` pairs a sample's id with what was not plain about it; `seconds` is what the preparation took, summed over the threads that did it;
+    `tokens` of captions, and how many of them are unknown.
     """
 
     feeds: dict[str, np.ndarray]
@@ -67,6 +68,8 @@ class Prepared:
     inputs: list[str]
     seconds: float = 0.0
     remarks: list[tuple[str, str]] = field(default_factory=list)
+    tokens: int = 0
+    unknown: int = 0
 
 
 class Feeder(Protocol):
@@ -134,7 +137,7 @@ class ImageFeeder:
         try:
             pixels: np.ndarray | SampleError = decode(data, self._side, self._preprocessing, self._pixels, remarks)
         except SampleError as error:
-            pixels, remarks = error, []
+            pixels, remarks = _alone(error), []
         return pixels, digest, remarks, seconds + time.perf_counter() - since
 
 
@@ -146,8 +149,14 @@ def _read(sample: Sample, at_once: int) -> _Read:
             raise SampleError("the sample has no image. Add one, or leave it out of the image store.")
         data: bytes | SampleError = sample.image.read()
     except SampleError as error:
-        data = error
+        data = _alone(error)
     return data, (time.perf_counter() - since) / at_once
+
+
+def _alone(error: SampleError) -> SampleError:
+    """The error without its traceback and causes, whose frames hold the bytes that were read: it is kept until its shard is written."""
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)
 
 
 class CachedLatentsFeeder:
@@ -186,13 +195,13 @@ class TextFeeder:
 
     def __init__(self, captions: Captions, batch_size: int, multiple: int) -> None:
         self._captions, self._batch_size, self._multiple = captions, batch_size, multiple
-        self._ids: dict[str, np.ndarray] = {}
+        self._ids: dict[str, tuple[np.ndarray, int]] = {}
 
     def plan(self, samples: Sequence[Sample]) -> tuple[list[Batch], list[Failure]]:
         rows, failures, ids = [], [], []
         for row, sample in enumerate(samples):
             try:
-                ids.append(self._captions.encode(sample))
+                ids.append(self._captions.encode_counted(sample))
                 rows.append(row)
             except SampleError as error:
                 failures.append(Failure(row, sample.id, "caption", error))
@@ -200,17 +209,20 @@ class TextFeeder:
         if not rows:
             return [], failures
         kept = np.array(rows)
-        planned = batches_by_length(np.array([len(own) for own in ids]), self._batch_size, self._multiple)
+        planned = batches_by_length(np.array([len(own) for own, _ in ids]), self._batch_size, self._multiple)
         return [Batch(kept[part], [samples[row] for row in kept[part]], length) for part, length in planned], failures
 
     def start(self, batch: Batch, pool: DecodePool) -> None:
         return
 
     def finish(self, batch: Batch) -> Prepared:
-        ids = [self._ids.pop(sample.id) for sample in batch.samples]
+        counted = [self._ids.pop(sample.id) for sample in batch.samples]
+        ids = [own for own, _ in counted]
         tokens, lengths = pad_tokens(ids, self._batch_size, batch.length)
         inputs = [hashlib.sha256(own.astype("<i8").tobytes()).hexdigest() for own in ids]
-        return Prepared({"tokens": tokens, "lengths": lengths}, np.ones(len(batch.rows), bool), [], inputs)
+        prepared = Prepared({"tokens": tokens, "lengths": lengths}, np.ones(len(batch.rows), bool), [], inputs)
+        prepared.tokens, prepared.unknown = sum(map(len, ids)), sum(unknown for _, unknown in counted)
+        return prepared
 
     def encode(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return feeds

@@ -20,12 +20,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from difffeat.engines import Artifact
 from difffeat.errors import ClusterError, ConfigError, require
 from difffeat.recipe import RunRecipe
 from difffeat.runtime.batch_size import LARGEST
 from difffeat.runtime.configuration import Configuration
 from difffeat.runtime.extract import MAX_BAD_FRACTION, check_source, cpu_cores, decode_workers, resumable, stored_batch_size
 from difffeat.runtime.feeding import Opening, feeding_options
+from difffeat.runtime.feeds import open_captions
 from difffeat.runtime.files import Files
 from difffeat.runtime.job import Event, Piece
 from difffeat.runtime.latents import LatentCache
@@ -37,6 +39,7 @@ from difffeat.runtime.progress import Clock, Progress, Summary
 from difffeat.runtime.samples import Source
 from difffeat.runtime.summary import write_summary
 from difffeat.runtime.table import sample_columns
+from difffeat.runtime.tokens import require_known
 from difffeat.runtime.worker import Answer, Order, Worker, raised
 from difffeat.runtime.writer import StoreWriter
 
@@ -85,6 +88,7 @@ def extract_on_ray(
     mode: Mode = Mode.RESUME,
     rebatch: bool = False,
     max_bad_fraction: float = MAX_BAD_FRACTION,
+    allow_unknown: bool = False,
     progress: Callable[[Progress], None] | None = None,
     say: Say = lambda _: None,
     origin: Origin | None = None,
@@ -101,6 +105,9 @@ def extract_on_ray(
         crew.hire(Worker, (crew.opening, run, out, length_multiple, crew.decoders))
         known = crew.configuration
         check_source(known.recipe, source, batch_size, shard_size, max_bad_fraction)
+        if known.recipe.takes_text:
+            tokenizer = Artifact.open(opening.artifact).tokenizer
+            require_known(open_captions(known.recipe, run, tokenizer), source.samples, allow=allow_unknown, say=say)
         size = batch_size or (None if overwrite else stored_batch_size(out)) or crew.probe(source, largest_batch)
         cache = None if opening.latent_cache is None else LatentCache(opening.latent_cache, known.recipe, run)
         options, columns = feeding_options(known.recipe, length_multiple, cache), sample_columns(source.samples)
@@ -230,6 +237,7 @@ class Crew:
             share = self.size
             ledger.clock.add({k: v / share for k, v in answer.working.items()}, {k: v / share for k, v in answer.waiting.items()})
             ledger.clock.merge_remarks(answer.remarks)
+            ledger.clock.count_tokens(answer.tokens, answer.unknown)
             ledger.take(answer.event)
             self._idle.append(actor)
             return None

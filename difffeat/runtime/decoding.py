@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from difffeat.runtime.patience import Stop, adopt
+from difffeat.runtime.patience import Stop, Turn, adopt, share
 
 T = TypeVar("T")
 
@@ -24,7 +24,8 @@ class DecodePool:
     def __init__(self, threads: int) -> None:
         self._stop = Stop()
         self._decode = ThreadPoolExecutor(threads, "decode", initializer=adopt, initargs=(self._stop,))
-        self._fetch = ThreadPoolExecutor(FETCHES, "fetch", initializer=adopt, initargs=(self._stop,))
+        self._turn = Turn()
+        self._fetch = ThreadPoolExecutor(FETCHES, "fetch", initializer=share, initargs=(self._stop, self._turn))
 
     def submit(self, work: Callable[..., T], *arguments: Any) -> Future[T]:
         """Run what computes, or reads this machine's disks."""
@@ -32,7 +33,14 @@ class DecodePool:
 
     def fetch(self, read: Callable[..., T], *arguments: Any, then: Callable[[T], Any]) -> Future[Any]:
         """Run what waits for another machine, and with its result what computes."""
-        return self._fetch.submit(lambda: self._decode.submit(then, read(*arguments)).result())
+
+        def work() -> Any:
+            try:
+                return self._decode.submit(then, read(*arguments)).result()
+            finally:
+                self._turn.leave()
+
+        return self._fetch.submit(work)
 
     def stop(self) -> None:
         """End every wait for another machine, now and from now on: it raises Stopped."""

@@ -26,6 +26,7 @@ from difffeat.runtime.progress import Clock, Progress, Summary
 from difffeat.runtime.samples import Source
 from difffeat.runtime.summary import write_summary
 from difffeat.runtime.table import sample_columns
+from difffeat.runtime.tokens import require_few_unknown, require_known
 from difffeat.runtime.writer import StoreWriter
 
 MAX_BAD_FRACTION = 0.5
@@ -51,6 +52,7 @@ def extract(
     mode: Mode = Mode.RESUME,
     rebatch: bool = False,
     max_bad_fraction: float = MAX_BAD_FRACTION,
+    allow_unknown: bool = False,
     progress: Callable[[Progress], None] | None = None,
     say: Callable[[str], None] = lambda _: None,
     origin: Origin | None = None,
@@ -62,17 +64,20 @@ def extract(
     a store of latents in its place; `table` of a sweep graph; `tokenizer` of a text graph; `invert` where samples go through the denoiser first;
     `batch_size` and `shard_size` are part of the store's identity, `num_workers` is not; None for either is our choice, for the batch size the
     store's own or what a short run of doubling sizes up to `largest_batch` finds; `mode` whether to add the samples that the store lacks, or to retry
-    those in quarantine; `rebatch` lets a store go on with another batch size; `origin` where artifact and source lie, kept beside the manifest of a
-    new store.
+    those in quarantine; `rebatch` lets a store go on with another batch size;
+    `allow_unknown` takes captions most of whose words the tokenizer does not know; `origin` where artifact and source lie, for a new store.
 
-    Raises SourceFormatError (a modality is missing), StoreMismatch, StoreLocked, StoreWriteError, TooManyBadSamples, NonFiniteFeature, EngineError,
-    OutOfMemory (resumable), Interrupted, StoreIncomplete (shards are missing whose samples the source does not hold; the others are done).
+    Raises SourceFormatError (a modality is missing), UnknownTokens, StoreMismatch, StoreLocked, StoreWriteError, TooManyBadSamples,
+    NonFiniteFeature, EngineError, OutOfMemory (resumable), Interrupted, StoreIncomplete (shards are missing whose samples the source does not hold;
+    the others are done).
     """
     check_source(engine.recipe, source, batch_size, shard_size, max_bad_fraction)
     run, out = run or RunRecipe(), Path(out)
     workers = decode_workers(num_workers)
     beside = {"latents_engine": latents_engine, "latent_cache": latent_cache, "table": table, "tokenizer": tokenizer, "invert": invert}
     feeding = Feeding.of(engine, run, multiple=length_multiple, **beside)
+    if feeding.captions is not None:
+        require_known(feeding.captions, source.samples, allow=allow_unknown, say=say)
     columns = sample_columns(source.samples)
     if feeding.cache is not None:
         feeding.cache.require_same_images(source.samples, columns["bytes"])
@@ -88,6 +93,8 @@ def extract(
         summary = ledger.summary(source, device=engine.device, workers=workers)
         write_summary(summary, files)
         ledger.require_whole()
+    if not allow_unknown:
+        require_few_unknown(summary.tokens, summary.unknown, f"in {out}, which is finished,")
     return summary
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -14,12 +16,14 @@ import numpy as np
 from difffeat.errors import ConfigError, DecodeError
 from difffeat.recipe import RunRecipe, tap_name
 from difffeat.runtime.batches import per_timestep, tap_shapes
-from difffeat.runtime.blobs import Blob, FileBlob
+from difffeat.runtime.blobs import Blob
 from difffeat.runtime.feeds import batch_noise
 from difffeat.runtime.inversion import open_inversion
-from difffeat.runtime.preprocess import decode, preprocess, quiet_pillow, to_rgb
+from difffeat.runtime.pixels import to_rgb
+from difffeat.runtime.places import blob_at
+from difffeat.runtime.preprocess import decode, preprocess, quiet_pillow
 from difffeat.runtime.samples import Sample
-from difffeat.runtime.tokens import Captions, batches_by_length, pad_tokens
+from difffeat.runtime.tokens import MOSTLY, Captions, batches_by_length, pad_tokens
 
 if TYPE_CHECKING:
     from difffeat.engines import EngineOptions
@@ -30,6 +34,10 @@ class Extractor:
 
     with Extractor.from_artifact("artifacts/dit-xl-2-256-b12-t30") as extractor:
         features = extractor(["cat.jpg", "dog.jpg"])["b12/t30"]        # float32 [2, 1152]
+
+    Noise is drawn from a digest of what the network is given: the preprocessed pixels of an image, the tokens of captions. So equal pictures have
+    equal features to rounding, whatever their order, number, batch size and form: a path, a URL, the file's bytes, a PIL image opened from it, or its
+    pixels as an array. A picture that was turned, scaled, or saved with loss in between is another one.
     """
 
     def __init__(
@@ -60,6 +68,7 @@ class Extractor:
         preprocessing: str = "center",
         captions: str = "joined",
         truncate: bool = False,
+        pixels: str = "shown",
         options: EngineOptions | None = None,
     ) -> Extractor:
         """Open an artifact. Arguments and errors as for `difffeat.open_engine` and `RunRecipe`; `batch_size` at least 1.
@@ -69,7 +78,7 @@ class Extractor:
         """
         from difffeat.engines import Artifact, EngineOptions, open_engine
 
-        run = RunRecipe(seed=seed, preprocessing=preprocessing, captions=captions, truncate=truncate)
+        run = RunRecipe(seed=seed, preprocessing=preprocessing, captions=captions, truncate=truncate, pixels=pixels)
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise ConfigError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
         if not isinstance(options, EngineOptions | None):
@@ -98,24 +107,25 @@ class Extractor:
     def __call__(self, inputs: Sequence[Any] | np.ndarray, ids: Sequence[str] | None = None) -> dict[str, np.ndarray]:
         """Features by tap, float32 [n, ...], in the order of the inputs.
 
-        **Arguments:** `inputs` images (paths, bytes, PIL images, uint8 arrays [H, W, 3], or what `Sample.image` is) or, for a text graph, captions:
-        a string for each sample, or several, which are joined or of which the first is taken as `captions` says; `ids` key the noise, default `0`,
-        `1`, ...: give the ids of the store to get the store's features.
+        **Arguments:** `inputs` images (paths, URLs, bytes, PIL images, uint8 arrays [H, W, 3], or what `Sample.image` is) or, for a text graph,
+        captions: a string for each sample, or several, which are joined or of which the first is taken as `captions` says; `ids` key the noise
+        (default: a digest of each input): give the ids of the store to get the store's features.
 
-        Raises SampleError with its subclasses for a bad input (in memory nothing is set aside), ConfigError for what is no image or caption at all.
+        Warns where most tokens are unknown to the tokenizer. Raises SampleError with its subclasses for a bad input (in memory nothing is set aside),
+        ConfigError for what is no image or caption at all.
         """
         if isinstance(inputs, str | bytes | bytearray | Path) or not hasattr(inputs, "__len__"):
             raise ConfigError(f"inputs must be a list, one entry a sample; got a single {type(inputs).__name__}. Put it in a list.")
-        names = [str(i) for i in range(len(inputs))] if ids is None else list(ids)
-        if isinstance(ids, str) or any(not isinstance(name, str) for name in names):
+        names = None if ids is None else list(ids)
+        if isinstance(ids, str) or any(not isinstance(name, str) for name in names or ()):
             raise ConfigError("ids must be a list of strings, one a sample, as Store.ids gives them")
-        if len(names) != len(inputs):
+        if names is not None and len(names) != len(inputs):
             raise ConfigError(f"{len(inputs)} inputs but {len(names)} ids")
         parts = self._text_batches(inputs) if self._engine.recipe.takes_text else self._image_batches(inputs)
-        out = {tap: np.empty((len(names), *shape), np.float32) for tap, shape in tap_shapes(self._engine).items()}
+        out = {tap: np.empty((len(inputs), *shape), np.float32) for tap, shape in tap_shapes(self._engine).items()}
         with quiet_pillow():
             for rows, feeds in parts:
-                for tap, values in self._run(feeds, [names[row] for row in rows]):
+                for tap, values in self._run(feeds, _content_names(feeds, len(rows)) if names is None else [names[row] for row in rows]):
                     out[tap][rows] = values[: len(rows)].reshape(len(rows), *out[tap].shape[1:])
         return out
 
@@ -147,14 +157,12 @@ class Extractor:
     def _pixels(self, image: Any, side: int) -> np.ndarray:
         preprocessing = self._recipe.preprocessing
         if isinstance(image, str | Path):
-            return decode(FileBlob("", str(image)).read(), side, preprocessing)
-        if isinstance(image, bytes | bytearray | memoryview):
-            return decode(bytes(image), side, preprocessing)
-        if isinstance(image, Blob):
-            return decode(image.read(), side, preprocessing)
+            image = blob_at("", str(image))
+        if isinstance(image, bytes | bytearray | memoryview | Blob):
+            return decode(image.read() if isinstance(image, Blob) else bytes(image), side, preprocessing, self._recipe.pixels)
         if isinstance(image, np.ndarray) and _checked(image).shape[:2] == (side, side):
             return image
-        return preprocess(to_rgb(_loaded(image)), side, preprocessing)
+        return preprocess(to_rgb(_loaded(image), self._recipe.pixels), side, preprocessing)
 
     def _text_batches(self, inputs: Sequence[Any] | np.ndarray) -> Any:
         architecture = self._engine.recipe.architecture
@@ -164,10 +172,28 @@ class Extractor:
         captions = Captions(
             self._artifact.tokenizer, max_length=architecture["max_length"], vocab=architecture["vocab"], protocol=run.captions, truncate=run.truncate
         )
-        ids = [captions.encode(Sample(str(row), captions=_captions(own, row))) for row, own in enumerate(inputs)]
+        counted = [captions.encode_counted(Sample(str(row), captions=_captions(own, row))) for row, own in enumerate(inputs)]
+        ids = [own for own, _ in counted]
+        _warn_of_unknown(sum(map(len, ids)), sum(unknown for _, unknown in counted))
         for rows, length in batches_by_length(np.array([len(own) for own in ids]), self._batch_size, 8):
             tokens, lengths = pad_tokens([ids[row] for row in rows], self._rows(len(rows)), length)
             yield rows, {"tokens": tokens, "lengths": lengths}
+
+
+def _content_names(feeds: dict[str, np.ndarray], count: int) -> list[str]:
+    """A name for each of the first inputs of a batch, made of what the network is given of it, without padding."""
+    if "tokens" in feeds:
+        contents = [feeds["tokens"][row, : feeds["lengths"][row]].astype("<i8").tobytes() for row in range(count)]
+    else:
+        contents = [feeds["pixels"][row].tobytes() for row in range(count)]
+    return [f"content:{hashlib.sha256(content).hexdigest()}" for content in contents]
+
+
+def _warn_of_unknown(tokens: int, unknown: int) -> None:
+    if unknown > MOSTLY * tokens:
+        warnings.warn(
+            f"{unknown} of {tokens} tokens are unknown to this artifact's tokenizer, so these features hardly depend on the captions", stacklevel=4
+        )
 
 
 def _captions(own: Any, row: int) -> tuple[str, ...]:

@@ -227,6 +227,7 @@ async def _collect(reply: Any, deadline: _Deadline, limit: int) -> bytearray:
     async for piece in _pieces(reply, deadline):
         body += piece
         if len(body) > limit:
+            body.clear()  # the error's traceback holds this frame
             raise TooLong(f"it has more than {limit} bytes, the limit")
     return body
 
@@ -272,7 +273,11 @@ async def _in_daemon(loop: asyncio.AbstractEventLoop, action: Callable[[], T]) -
 
 def http_client() -> HttpClient:
     """The client of this process."""
-    return _client(os.getpid())
+    with _MAKING:
+        return _client(os.getpid())
+
+
+_MAKING = threading.Lock()
 
 
 @functools.lru_cache(maxsize=1)

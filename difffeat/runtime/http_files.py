@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import re
 import threading
@@ -11,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from html.parser import HTMLParser
 from typing import BinaryIO
-from urllib.parse import urljoin
+from urllib.parse import unquote, urljoin
 
 from difffeat.runtime.http_client import NoRanges, http_client
 from difffeat.runtime.http_url import sendable
@@ -93,14 +92,16 @@ class _Kept:
             return self._file
 
 
-@functools.cache
+_FILES = HttpFiles()
+
+
 def http_files() -> HttpFiles:
     """Of this process."""
-    return HttpFiles()
+    return _FILES
 
 
 def list_pages(url: str, page: Callable[[str], bytes]) -> list[str]:
-    """Paths below a folder of the web, as its index pages link them (Apache, nginx, Python's http.server ...), escaped as they stand there.
+    """Paths below a folder of the web, as its index pages link them (Apache, nginx, Python's http.server ...), without their escapes.
 
     **Arguments:** `page` fetches one. Raises RemoteError where it is no page of links.
     """
@@ -113,7 +114,7 @@ def list_pages(url: str, page: Callable[[str], bytes]) -> list[str]:
             if "?" in target or not target.startswith(root) or target == root:
                 continue
             if not target.endswith("/"):
-                found[target.removeprefix(root)] = None
+                found[unquote(target.removeprefix(root), errors="surrogateescape")] = None
             elif target not in seen:
                 seen.add(target)
                 todo.append(target)

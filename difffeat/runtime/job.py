@@ -171,6 +171,7 @@ class Job:
         prepared = self._feeder.finish(batch)
         self._clock.worked("decode", prepared.seconds / self._workers)
         self._clock.remark(prepared.remarks)
+        self._clock.count_tokens(prepared.tokens, prepared.unknown)
         runs = [(t, parameters, draw) for t, parameters in self._runs for draw in range(self._recipe.draws)] if prepared.good.any() else []
         work = _Work(shard, batch, prepared, len(runs))
         for t, parameters, draw in runs:

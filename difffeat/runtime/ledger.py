@@ -114,6 +114,8 @@ class Ledger:
             reasons=_reasons(self.receipts),
             remarks=clock.remarks,
             understood=understood_dict(source),
+            tokens=clock.tokens,
+            unknown=clock.unknown,
         )
 
     def _require_new_images(self) -> None:

@@ -7,7 +7,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError, Future, wait
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TypeVar
@@ -25,6 +25,7 @@ SILENT_AFTER = 3
 """Objects of a host that end without any answer, one after the other, before the host is taken for silent."""
 SHORT = 3.0
 """Seconds that an object of a silent host is given, in one attempt."""
+_POLL = 0.2
 SPENT = 300.0
 """Seconds, added up over all threads, that a process loses to silent hosts before a host that has never answered is asked once and shortly."""
 
@@ -91,12 +92,17 @@ class Stop:
 
     def result(self, future: Future[T], seconds: float | None = None) -> T:
         """The future's result, within `seconds`; it is cancelled where that is not had. Raises Stopped, TimeoutError, what the future raises."""
+        end = math.inf if seconds is None else time.monotonic() + seconds
         with self._guard:
             self._waits.add(future)
         try:
             if self._stopped.is_set():
                 raise Stopped
-            return future.result(seconds)
+            while not future.done():  # waiting without end, the main thread could miss a Ctrl-C that came just before
+                if (left := end - time.monotonic()) <= 0:
+                    raise TimeoutError
+                wait((future,), min(_POLL, left))
+            return future.result()
         except CancelledError:
             raise Stopped from None
         finally:
@@ -116,6 +122,41 @@ def adopt(stop: Stop) -> None:
 def current_stop() -> Stop:
     """What ends this thread's waits; one that nobody sets where none was adopted: Ctrl-C reaches the main thread by itself."""
     return _STOP.get() or Stop()
+
+
+class Turn:
+    """Lets one thread at a time hold a large object: many wait for small ones at once, and memory stays that of one large one."""
+
+    def __init__(self) -> None:
+        self._lock, self._holder = threading.Lock(), 0
+
+    def enter(self) -> None:
+        """Wait for it; nothing where this thread has it. Raises Stopped."""
+        if self._holder == threading.get_ident():
+            return
+        while not self._lock.acquire(timeout=_POLL):
+            current_stop().pause(0)
+        self._holder = threading.get_ident()
+
+    def leave(self) -> None:
+        """Let the next one have it, where this thread has it."""
+        if self._holder == threading.get_ident():
+            self._holder = 0
+            self._lock.release()
+
+
+_TURN: ContextVar[Turn | None] = ContextVar("turn", default=None)
+
+
+def share(stop: Stop, turn: Turn) -> None:
+    """From now on, this thread's waits end when `stop` is set, and it takes its turn for what is large."""
+    adopt(stop)
+    _TURN.set(turn)
+
+
+def current_turn() -> Turn | None:
+    """None where this thread shares memory with few."""
+    return _TURN.get()
 
 
 def within(seconds: float, action: Callable[[], T]) -> T:

@@ -10,6 +10,9 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
+POLL = 0.2
+"""Seconds after which a wait is begun anew."""
+
 
 class Stopped(Exception):
     """Raised in a stage whose successor has ended: there is nobody left to work for. Never leaves the pipeline."""
@@ -43,7 +46,8 @@ class Channel(Generic[T]):
         while True:
             with self._changed:
                 since = time.perf_counter()
-                self._changed.wait_for(lambda: self._abandoned or self._closed or bool(self._items))
+                while not self._changed.wait_for(lambda: self._abandoned or self._closed or bool(self._items), POLL):
+                    pass  # the main thread notices a Ctrl-C that came just before it began to wait
                 self.waited_to_get += time.perf_counter() - since
                 if self._abandoned or not self._items:
                     return

@@ -9,7 +9,7 @@ import re
 from contextlib import closing
 from pathlib import PurePosixPath
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from difffeat.errors import SourceError
 from difffeat.runtime.blobs import Blob, FileBlob, UrlBlob
@@ -34,6 +34,11 @@ def blob_at(base: str, name: str) -> Blob:
     if is_http(base):
         name = name.replace("#", "%23")  # a name has no fragment
     return UrlBlob(f"{base.rstrip('/')}/{name.lstrip('/')}") if is_url(base) else FileBlob(base, name)
+
+
+def below(root: str, path: str) -> str:
+    """The address of a file that was listed below a folder: on the web its name is escaped, whatever stands in it."""
+    return f"{root.partition('?')[0].rstrip('/')}/{quote(path, errors='surrogateescape')}" if is_http(root) else f"{root.rstrip('/')}/{path}"
 
 
 def parent(place: str) -> str:

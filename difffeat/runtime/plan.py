@@ -109,7 +109,7 @@ def make_plan(
             say(f"a batch of {asked} would take about {asked * one:.0f} s: measuring in batches of {size}, to hold --seconds")
         warming = min(WARM_BATCHES * size, max(1, int(seconds / one)))
         say(f"one sample takes {one:.2g} s; warming up on {min(warming, len(source))} samples")
-        warm = extract(engine, _spread(source, warming), Path(folder, "warm"), batch_size=size, progress=progress, **options)
+        warm = extract(engine, _spread(source, warming), Path(folder, "warm"), batch_size=size, allow_unknown=True, progress=progress, **options)
         wanted = max(min(LEAST_BATCHES * size, max(1, int(seconds / one))), int(warm.rate * seconds) // size * size)
         say(f"measuring on {min(wanted, len(source))} samples, about {min(wanted, len(source)) / warm.rate:.0f} s")
         ticks: list[tuple[float, int]] = []
@@ -118,7 +118,7 @@ def make_plan(
             ticks.append(_tick(state))
             progress(state)
 
-        measured = extract(engine, _spread(source, wanted), Path(folder, "run"), batch_size=size, progress=show, **options)
+        measured = extract(engine, _spread(source, wanted), Path(folder, "run"), batch_size=size, allow_unknown=True, progress=show, **options)
         row_bytes = Configuration.of(engine).row_bytes(run) + DIGEST_BYTES + 1
         disk = _disk_bytes(_Size.of(warm.path), _Size.of(measured.path), row_bytes, len(source))
     rate, low, high = _rates(ticks, measured)

@@ -35,8 +35,9 @@ class Summary:
     seconds that each stage worked (of stages with several threads or workers, the mean of them) and `waiting` seconds that it waited for another;
     `ignored` files the source passed over; `added` rows, and `healed` ones that were in quarantine, of `retried` (None: not
     asked to); `batch_size`; `workers` threads that decode;
-    `understood` what was understood of the source (`understood_dict`); `device` and `reasons` for the words that come of it: errors in quarantine, with
-    how many samples and the first ids; `remarks` the same of samples computed in this run that are good and were not plain.
+    `understood` what was understood of the source (`understood_dict`); `device` and `reasons` for the words that come of it: errors in quarantine,
+    with how many samples and the first ids; `remarks` the same of samples computed in this run that are good and were not plain; `tokens` of their
+    captions, and how many of them are `unknown`.
     """
 
     path: Path
@@ -60,6 +61,8 @@ class Summary:
     reasons: dict[str, dict[str, Any]] = field(default_factory=dict)
     remarks: dict[str, dict[str, Any]] = field(default_factory=dict)
     understood: dict[str, Any] = field(default_factory=dict)
+    tokens: int = 0
+    unknown: int = 0
 
     @property
     def exit_code(self) -> int:
@@ -113,6 +116,8 @@ class Clock:
     done: int = 0
     bad: int = 0
     remarks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    tokens: int = 0
+    unknown: int = 0
     _guard: threading.Lock = field(default_factory=threading.Lock)
 
     def worked(self, stage: str, seconds: float) -> None:
@@ -132,8 +137,13 @@ class Clock:
                 if len(known["first_ids"]) < FIRST_IDS:
                     known["first_ids"].append(sample)
 
+    def count_tokens(self, tokens: int, unknown: int) -> None:
+        with self._guard:
+            self.tokens += tokens
+            self.unknown += unknown
+
     def merge_remarks(self, others: Mapping[str, Mapping[str, Any]]) -> None:
-        """Add what was counted elsewhere."""
+        """Add what was remarked elsewhere."""
         with self._guard:
             for remark, other in others.items():
                 known = self.remarks.setdefault(remark, {"samples": 0, "first_ids": []})

@@ -5,7 +5,6 @@ Whatever a backend raises leaves here as a RemoteError, an OSError like that of 
 
 from __future__ import annotations
 
-import functools
 import io
 import os
 import re
@@ -16,7 +15,7 @@ from urllib.parse import unquote, unquote_to_bytes
 
 from difffeat.errors import ConfigError, MissingExtra, require
 from difffeat.runtime.http_url import host_of, is_http
-from difffeat.runtime.patience import Hosts, Patience, current_stop, patience, within
+from difffeat.runtime.patience import Hosts, Patience, current_stop, current_turn, patience, within
 from difffeat.runtime.pipeline import Stopped
 from difffeat.runtime.remote_errors import Refused, RemoteError, TooLong, Unreadable, without_password
 
@@ -26,8 +25,8 @@ WAITS = (0.5, 1.0, 2.0)
 """Seconds before the second, third and each later attempt."""
 BUFFER = 1 << 18
 """Bytes that are asked for at once when a file is read bit by bit."""
-PIECE = 8 << 20
-"""Bytes that one call to a file system of fsspec is asked for: each piece has its own deadline."""
+LARGE = PIECE = 8 << 20
+"""Bytes beyond which one object is held at a time; and bytes that one call to a file system of fsspec is asked for, which has its own deadline."""
 
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+)(://|::)")
 _DATA = re.compile(r"data:[^,]{0,200},", re.IGNORECASE)
@@ -63,7 +62,7 @@ def local_path(url: str) -> str | None:
 def fetch_whole(url: str, limit: int, asked: Patience | None = None) -> bytes:
     """All bytes, at most `limit`. Raises RemoteError, MissingExtra."""
     if is_http(url):
-        return attempt(url, lambda seconds: _client().whole(url, limit, seconds), asked)
+        return _whole(url, limit, asked)
     if _DATA.match(url):
         return _inline(url, limit)
     data = _cat(url, 0, limit + 1, asked)
@@ -72,10 +71,25 @@ def fetch_whole(url: str, limit: int, asked: Patience | None = None) -> bytes:
     return data
 
 
+def _whole(url: str, limit: int, asked: Patience | None) -> bytes:
+    """All bytes of a web file. Where many threads fetch, one that turns out to be large is begun again when it is its turn."""
+    turn = current_turn()
+    if turn is not None and limit > LARGE:
+        try:
+            return attempt(url, lambda seconds: _client().whole(url, LARGE, seconds), asked)
+        except RemoteError as error:
+            if not isinstance(error.__cause__, TooLong):
+                raise
+        turn.enter()
+    return attempt(url, lambda seconds: _client().whole(url, limit, seconds), asked)
+
+
 def fetch(url: str, start: int, end: int, asked: Patience | None = None) -> bytes:
     """Bytes `start` to `end` (exclusive); fewer where the object ends before. Raises RemoteError, MissingExtra."""
     if end <= start:
         return b""
+    if end - start > LARGE and (turn := current_turn()) is not None:
+        turn.enter()
     if is_http(url):
         return attempt(url, lambda seconds: _files().part(url, start, end, seconds), asked)
     return _cat(url, start, end, asked)
@@ -153,12 +167,12 @@ def attempt(url: str, action: Callable[[float], T], asked: Patience | None = Non
     Raises RemoteError with the last reason.
     """
     asked, host, since = asked or patience(), host_of(url), time.monotonic()
-    allowed = _hosts().allow(host, asked)
+    allowed = _HOSTS.allow(host, asked)
     for number in range(allowed.retries + 1):
         left = allowed.total - (time.monotonic() - since)
         try:
             result = action(max(0.001, min(allowed.timeout, left)))
-            _hosts().answered(host)
+            _HOSTS.answered(host)
             return result
         except (Stopped, MissingExtra, ConfigError):
             raise
@@ -175,9 +189,9 @@ def attempt(url: str, action: Callable[[float], T], asked: Patience | None = Non
 def _remember(host: str, error: Exception, spent: float) -> None:
     """Whatever is not silence is an answer."""
     if isinstance(error, Refused | TooLong | Unreadable) or _is_permanent(error):
-        _hosts().answered(host)
+        _HOSTS.answered(host)
     else:
-        _hosts().expired(host, spent)
+        _HOSTS.expired(host, spent)
 
 
 def _wait(error: Exception, number: int) -> float:
@@ -218,6 +232,8 @@ def _cat(url: str, start: int, end: int, asked: Patience | None) -> bytes:
     data = piece(start, min(end, start + PIECE))
     if len(data) != PIECE or start + PIECE >= end:
         return data if len(data) <= end - start else data[start:end]
+    if (turn := current_turn()) is not None:
+        turn.enter()
     size = attempt(url, _timed(url, lambda: filesystem.info(path)), asked).get("size")
     end, found = end if size is None else min(end, int(size)), bytearray(data)
     while start + len(found) < end and data:
@@ -250,9 +266,7 @@ def _inline(url: str, limit: int) -> bytes:
         raise RemoteError(f"{url[:60]}... is not base64 ({error})") from None
 
 
-@functools.cache
-def _hosts() -> Hosts:
-    return Hosts()
+_HOSTS = Hosts()
 
 
 def _client() -> Any:

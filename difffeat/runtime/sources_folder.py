@@ -11,6 +11,7 @@ from difffeat.runtime.blobs import Blob, FileBlob, UrlBlob
 from difffeat.runtime.file_names import key_of
 from difffeat.runtime.listing import Listing, list_files
 from difffeat.runtime.listing import suffix_of_name as _suffix
+from difffeat.runtime.places import below
 from difffeat.runtime.remote import is_url
 from difffeat.runtime.samples import IMAGE_SUFFIXES, Sample, Source, multi_hot_classes, storable
 from difffeat.runtime.sources_manifest import without_suffix
@@ -96,7 +97,7 @@ def _beside(images: Sequence[str], texts: Sequence[str]) -> dict[str, str]:
 
 
 def _blob(root: str, path: str, size: int) -> Blob:
-    return UrlBlob(f"{root.rstrip('/')}/{path}", size) if is_url(root) else FileBlob(root, path)
+    return UrlBlob(below(root, path), size) if is_url(root) else FileBlob(root, path)
 
 
 def _read_captions(blob: Blob, name: str) -> tuple[tuple[str, ...], str | None]:

@@ -44,6 +44,8 @@ def summary_dict(summary: Summary) -> dict[str, Any]:
         "advice": summary.advice,
         "quarantine": summary.reasons,
         "remarks": summary.remarks,
+        "tokens": summary.tokens,
+        "unknown_tokens": summary.unknown,
         "ignored": summary.ignored,
         "understood": summary.understood,
         "exit_code": summary.exit_code,
@@ -65,9 +67,13 @@ def summary_text(summary: Summary) -> str:
         lines.append(f"  {summary.healed} quarantined samples are good now")
     if summary.quarantined:
         lines.append(f"  {summary.quarantined} samples are in quarantine; the reasons stand in {summary.path / 'quarantine.jsonl'}")
+    if summary.tokens:
+        lines.append(f"  {summary.unknown} of {summary.tokens} tokens are unknown to the tokenizer ({summary.unknown / summary.tokens:.1%})")
     for remark, found in summary.remarks.items():
         more = ", ..." if found["samples"] > len(found["first_ids"]) else ""
-        lines.append(f"  {found['samples']} samples computed now: {remark} ({', '.join(found['first_ids'])}{more})")
+        lines.append(
+            f"  {found['samples']} {'sample' if found['samples'] == 1 else 'samples'} computed now: {remark} ({', '.join(found['first_ids'])}{more})"
+        )
     if summary.ignored:
         lines.append(f"  passed over: {passed_over(summary.ignored)}")
     return "\n".join(lines)
@@ -96,6 +102,8 @@ def summary_html(summary: Summary) -> str:
         "threads that decode": summary.workers,
         "device": f"{summary.device} ({summary.executor})",
     }
+    if summary.tokens:
+        facts["unknown tokens"] = f"{summary.unknown} of {summary.tokens}"
     longest = max((s + summary.waiting.get(n, 0.0) for n, s in summary.stages.items()), default=0.0) or 1.0
     stages = ((stage, f"{s:.1f} s", f"{summary.waiting.get(stage, 0.0):.1f} s", _bar(s, summary.waiting.get(stage, 0.0), longest)) for stage, s in
               summary.stages.items())  # fmt: skip

@@ -41,6 +41,8 @@ class Answer:
     working: dict[str, float] = field(default_factory=dict)
     waiting: dict[str, float] = field(default_factory=dict)
     remarks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    tokens: int = 0
+    unknown: int = 0
     error: str = ""
     message: str = ""
 
@@ -83,7 +85,7 @@ class Worker:
         except DifffeatError as error:
             return told(error)
         last = next(event for event in events if event.receipt is not None)
-        return Answer(replace(last, rows=len(order.piece.rows)), clock.working, clock.waiting, clock.remarks)
+        return Answer(replace(last, rows=len(order.piece.rows)), clock.working, clock.waiting, clock.remarks, clock.tokens, clock.unknown)
 
     def _require_shared(self, manifest: Manifest) -> None:
         """Raises ClusterError unless the store lies here too."""

@@ -211,6 +211,7 @@ def run_extract(
     latents: Path | None,
     source_options: SourceOptions,
     max_bad_fraction: float,
+    allow_unknown: bool = False,
     executor: str,
     workers: int | None = None,
     address: str | None = None,
@@ -240,8 +241,8 @@ def run_extract(
     how: dict[str, Any] = {
         "run": run, "batch_size": batch_size, "largest_batch": options.batch if batch_size is None else batch_size, "shard_size": shard_size,
         "num_workers": num_workers, "mode": mode, "rebatch": rebatch, "overwrite": overwrite, "max_bad_fraction": max_bad_fraction,
-        "progress": progress_line(say), "say": say,
-        "origin": _origin(opened, source, device, options, source_options, latents, max_bad_fraction),
+        "allow_unknown": allow_unknown, "progress": progress_line(say), "say": say,
+        "origin": _origin(opened, source, device, options, source_options, latents, max_bad_fraction, allow_unknown),
     }  # fmt: skip
     say_understood(listed, say)
     if executor == "ray":
@@ -300,12 +301,15 @@ def _origin(
     source_options: SourceOptions,
     latents: Path | None,
     max_bad_fraction: float,
+    allow_unknown: bool,
 ) -> Origin:
     """Artifact and source as given, and those options that the manifest does not hold."""
     given: dict[str, Any] = {"device": device, "latents": latents, **vars(source_options)}
     given |= options.switches()
     if max_bad_fraction != MAX_BAD_FRACTION:
         given["max_bad_fraction"] = max_bad_fraction
+    if allow_unknown:
+        given["allow_unknown"] = True
     return Origin.of(str(artifact.path), source, given, defaults={"device": None, "latents": None, **vars(SourceOptions())})
 
 

@@ -123,7 +123,7 @@ def _class_lines(classes: dict[str, int]) -> list[str]:
 def _recipe_lines(recipe: Recipe) -> list[str]:
     graph, run = recipe.graph, recipe.run
     draws = f", {run.draws} draws" if run.draws > 1 else ""
-    prepared = f"captions {run.captions}" if graph.family == "plaid" else f"preprocessing {run.preprocessing}"
+    prepared = f"captions {run.captions}" if graph.family == "plaid" else f"preprocessing {run.preprocessing}, pixels {run.pixels}"
     levels = [f"{format_timestep(t)} (log-SNR {snr:+.2f})" for t, snr in zip(graph.timesteps, graph.log_snr, strict=True)]
     return [
         f"  {graph.kind} graph of {graph.backbone} ({graph.origin} weights), {graph.precision}; blocks {', '.join(map(str, graph.blocks)) or '-'}; "

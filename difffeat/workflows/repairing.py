@@ -142,6 +142,7 @@ def _extract(store: Path, manifest: Manifest, origin: Origin, threads: int | Non
         latents=Path(origin.options["latents"]) if "latents" in origin.options else None,
         source_options=_source_options(origin),
         max_bad_fraction=1.0,
+        allow_unknown=True,
         executor="local",
         mode=Mode.REPAIR if len(manifest.samples) > 1 else Mode.RESUME,
         overwrite=False,

@@ -52,6 +52,7 @@ RUN_CASES: dict[str, Any] = {
     "captions": "first",
     "truncate": True,
     "store_dtype": "fp32",
+    "pixels": "pillow",
 }
 
 

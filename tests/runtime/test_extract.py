@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from PIL import Image
 
 from difffeat.engines import Engine, open_engine
 from difffeat.engines.parity import compare
-from difffeat.errors import ConfigError, NonFiniteFeature, SourceFormatError, TooManyBadSamples
+from difffeat.errors import ConfigError, NonFiniteFeature, SourceFormatError, StoreMismatch, TooManyBadSamples
 from difffeat.recipe import RunRecipe
 from difffeat.runtime.blobs import FileBlob
 from difffeat.runtime.extract import Progress, Summary, extract
@@ -24,6 +25,7 @@ from difffeat.runtime.preprocess import decode
 from difffeat.runtime.samples import Sample, Source
 from difffeat.runtime.sources import open_source
 from difffeat.runtime.store import Store
+from difffeat.runtime.summary import summary_text
 from tests.artifacts import exported
 from tests.runtime.fake import FakeEngine, encoded, folder_of_images, picture, tree
 
@@ -186,7 +188,7 @@ QUARANTINED = {
 
 def test_bad_images_keep_their_rows_and_are_named_with_their_reason(tmp_path: Path) -> None:
     source = bad_folder(tmp_path / "bad")
-    store = extracted("image", source, tmp_path / "out", max_bad_fraction=0.9)
+    store = extracted("image", source, tmp_path / "out", max_bad_fraction=0.9, run=replace(FP32, pixels="strict"))
     assert {entry["id"]: entry["row"] for entry in store.quarantined} == {name: index for index, name in enumerate(QUARANTINED, 1)}
     for entry in store.quarantined:
         assert QUARANTINED[entry["id"]] in entry["message"]
@@ -224,9 +226,10 @@ def test_bad_captions_are_set_aside_with_their_reason(tmp_path: Path) -> None:
 def test_too_many_bad_samples_stop_the_run_and_a_higher_limit_goes_on(tmp_path: Path) -> None:
     source = bad_folder(tmp_path / "bad")
     message = r"5 of 7 samples are in quarantine, more than --max-bad-fraction 0.5 allows. The receipts in .* say why each; mend the source"
+    how: dict[str, Any] = {"batch_size": 4, "shard_size": 10, "run": RunRecipe(pixels="strict")}
     with pytest.raises(TooManyBadSamples, match=message):
-        extract(FakeEngine(), open_source(source), tmp_path / "out", batch_size=4, shard_size=10)
-    summary = extract(FakeEngine(), open_source(source), tmp_path / "out", batch_size=4, shard_size=10, max_bad_fraction=0.9)
+        extract(FakeEngine(), open_source(source), tmp_path / "out", **how)
+    summary = extract(FakeEngine(), open_source(source), tmp_path / "out", max_bad_fraction=0.9, **how)
     assert (summary.skipped, summary.quarantined, summary.exit_code) == (1, 5, 3)
 
 
@@ -290,3 +293,28 @@ def test_what_the_graph_needs_and_the_source_lacks_is_said_before_anything_is_wr
     with pytest.raises(ConfigError, match="batch size and shard size must be at least 1, got 0 and 6"):
         extracted("image", pictures, tmp_path / "out", batch_size=0)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_store_of_the_time_when_all_pixels_were_strict_goes_on_as_it_was_and_no_other_way(images: Path, tmp_path: Path) -> None:
+    strict = replace(FP32, pixels="strict")
+    store = extracted("image", images, tmp_path / "out", run=strict)
+    assert "pixels" not in json.loads((store.path / "manifest.json").read_text())["recipe"]["run"]
+    assert store.recipe.run.pixels == "strict"
+    extracted("image", images, tmp_path / "out", run=strict)
+    with pytest.raises(
+        StoreMismatch, match=r"recipe\.run\.pixels: None -> 'shown'\nRepeat the first configuration to go on \(with --pixels strict\)"
+    ):
+        extracted("image", images, tmp_path / "out")
+    text = extracted("text", images, tmp_path / "text", run=strict)
+    assert extracted("text", images, tmp_path / "text").fingerprint == text.fingerprint
+
+
+def test_what_was_not_plain_is_in_the_summary(tmp_path: Path) -> None:
+    source = bad_folder(tmp_path / "bad")
+    summary = extract(FakeEngine(), open_source(source), tmp_path / "out", max_bad_fraction=0.9)
+    assert summary.remarks == {
+        "CMYK colours: converted without a profile": {"samples": 1, "first_ids": ["2-cmyk"]},
+        "16 bits: their high byte is taken": {"samples": 1, "first_ids": ["3-sixteen"]},
+    }
+    assert "1 sample computed now: CMYK colours: converted without a profile (2-cmyk)" in summary_text(summary)
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["remarks"] == summary.remarks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 from pathlib import Path
 
@@ -56,11 +57,57 @@ def test_an_array_of_another_size_is_preprocessed(images: Path) -> None:
     np.testing.assert_allclose(found[0], found[1], rtol=1e-5)
 
 
-def test_the_id_keys_the_noise(images: Path) -> None:
-    path = images / "00.png"
+def test_an_id_keys_the_noise_and_without_one_the_picture_does(images: Path) -> None:
+    path, other = images / "00.png", images / "01.png"
     with extractor("image") as extract:
-        first = extract([path, path])["b2/t30"]
-    assert not np.allclose(first[0], first[1])
+        named = extract([path, path], ids=["a", "b"])["b2/t30"]
+        assert not np.allclose(named[0], named[1])
+        alone = extract([path])["b2/t30"][0]
+        found = extract([other, path, path])["b2/t30"]
+    np.testing.assert_allclose(found[1:], [alone, alone], rtol=1e-5, atol=1e-6)
+    assert not np.allclose(found[0], alone)
+
+
+def test_every_form_of_a_picture_has_the_same_noise(images: Path) -> None:
+    path = images / "02.png"
+    picture = Image.open(path)
+    address = f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+    inputs = [path, str(path), path.read_bytes(), open_source(images).samples[2].image, picture, np.asarray(picture), address]
+    turned = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 1
+    picture.save(turned, "PNG", exif=exif.tobytes())
+    with extractor("image") as extract:
+        found = extract([*inputs, turned.getvalue(), f"file://{path}"])["b2/t30"]
+    assert np.ptp(found, axis=0).max() < 1e-5 * np.abs(found).max()
+
+
+@pytest.mark.parametrize("name", ["image", "from-latents", "sweep", "text-random", "text-sweep"])
+def test_order_number_and_batch_size_change_nothing(name: str, images: Path) -> None:
+    samples = open_source(images).samples
+    inputs = [sample.captions[0] if name.startswith("text") else sample.image for sample in samples]
+    with extractor(name, batch_size=2) as small, extractor(name, batch_size=7) as large:
+        whole, turned, one = large(inputs), small(inputs[::-1]), small([inputs[3]])
+    for tap, values in whole.items():
+        np.testing.assert_allclose(turned[tap][::-1], values, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(one[tap][0], values[3], rtol=1e-4, atol=1e-5)
+
+
+def test_captions_that_are_mostly_unknown_are_warned_of() -> None:
+    with extractor("text") as extract:
+        extract(["the two digits"])
+        with pytest.warns(UserWarning, match="3 of 5 tokens are unknown to this artifact's tokenizer") as caught:
+            extract(["the bicycle against some wall"])
+    assert caught[0].filename == __file__
+
+
+def test_pixels_are_read_as_it_is_told() -> None:
+    cmyk = io.BytesIO()
+    Image.new("CMYK", (20, 20), (10, 60, 90, 3)).save(cmyk, "JPEG")
+    with extractor("image") as shown, extractor("image", pixels="strict") as strict:
+        assert np.isfinite(shown([cmyk.getvalue()])["b2/t30"]).all()
+        with pytest.raises(DecodeError, match="the image has mode CMYK"):
+            strict([cmyk.getvalue()])
 
 
 def test_bad_inputs_are_errors(images: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,9 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from difffeat.errors import CaptionError, SourceError
+from difffeat.engines import open_engine
+from difffeat.errors import CaptionError, SourceError, UnknownTokens
+from difffeat.runtime.extract import extract
 from difffeat.runtime.samples import Sample
-from difffeat.runtime.tokens import Captions, batches_by_length, pad_tokens
+from difffeat.runtime.sources import open_source
+from difffeat.runtime.summary import summary_text
+from difffeat.runtime.tokens import Captions, batches_by_length, pad_tokens, require_known
+from tests.artifacts import exported
 
 WORDS = {"<unk>": 0, "Ġa": 1, "Ġcat": 2, "a": 3, "Ġdog": 4}
 
@@ -98,3 +105,70 @@ def test_padding_rows_are_one_token_long() -> None:
     assert tokens.tolist() == [[7, 8, 9, 0], [4, 0, 0, 0], [0, 0, 0, 0]]
     assert lengths.tolist() == [3, 1, 1]
     assert tokens.dtype == lengths.dtype == np.int64
+
+
+def word_level(unknown: str | None = "<unknown>") -> dict[str, Any]:
+    return {"type": "WordLevel", "vocab": {"<unknown>": 0, "the": 1, "cat": 2}, "unk_token": unknown}
+
+
+SPLIT = {"type": "WhitespaceSplit"}
+MODELS: dict[str, tuple[dict[str, Any], Any, int]] = {
+    "words": (word_level(), SPLIT, 2),
+    "pieces": ({"type": "WordPiece", "vocab": word_level()["vocab"], "unk_token": "<unknown>", "max_input_chars_per_word": 100,
+                "continuing_subword_prefix": "##"}, SPLIT, 2),
+    "unigram": ({"type": "Unigram", "unk_id": 0, "vocab": [["<unknown>", 0.0], ["the", -1.0], ["cat", -1.0], ["x", -9.0]]}, SPLIT, 2),
+    "dropping pairs": ({"type": "BPE", "vocab": {"t": 0, "h": 1, "e": 2, "c": 3, "a": 4}, "merges": []}, SPLIT, 2),
+    "bytes": ({"type": "BPE", "vocab": {chr(c): i for i, c in enumerate(range(0x21, 0x180))}, "merges": []},
+              {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}, 0),
+}  # fmt: skip
+
+
+def captions_of(model: dict[str, Any], pre: Any, folder: Path, **more: Any) -> Captions:
+    whole = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None, "pre_tokenizer": pre,
+             "post_processor": None, "decoder": None, "model": model, **more}  # fmt: skip
+    path = folder / "tokenizer.json"
+    path.write_text(json.dumps(whole))
+    return Captions(path, max_length=200, vocab=1000, protocol="joined", truncate=False)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_unknown_words_are_counted_in_every_kind_of_tokenizer(kind: str, tmp_path: Path) -> None:
+    model, pre, unknown = MODELS[kind]
+    captions = captions_of(model, pre, tmp_path)
+    assert captions.encode_counted(Sample("a", captions=("the dog cat bird",)))[1] == unknown
+    assert captions.encode_counted(Sample("a", captions=("the cat",)))[1] == 0
+
+
+def test_what_a_tokenizers_file_cuts_or_pads_does_not_count(tmp_path: Path) -> None:
+    cut = {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0}
+    pad = {"strategy": {"Fixed": 9}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0, "pad_token": "<unknown>"}
+    captions = captions_of(word_level(), SPLIT, tmp_path, truncation=cut, padding=pad)
+    assert captions.encode(Sample("a", captions=("the cat the cat",))).tolist() == [1, 2, 1, 2]
+
+
+def test_captions_that_are_mostly_unknown_are_refused_before_anything_runs(tmp_path: Path) -> None:
+    captions, said = captions_of(word_level(), SPLIT, tmp_path), list[str]()
+    samples = [Sample(str(number), captions=(f"the dog number {number}",)) for number in range(5000)]
+    with pytest.raises(UnknownTokens, match=r"of captions such as 'the dog number 0' are unknown .* or pass --allow-unknown"):
+        require_known(captions, samples, allow=False, say=said.append)
+    require_known(captions, samples, allow=True, say=said.append)
+    assert said == ["1000 different captions were looked at, and they are 1 to the model: it tells no more of them apart"]
+    require_known(captions, [Sample("a", captions=("the cat dog dog",)), Sample("b")], allow=False, say=said.append)
+    require_known(captions, [], allow=False, say=said.append)
+    assert len(said) == 1
+
+
+def test_a_store_of_captions_says_how_many_words_are_unknown(tmp_path: Path) -> None:
+    manifest = tmp_path / "m.csv"
+    manifest.write_text("id,caption\n" + "".join(f"{number},the two digits bicycle\n" for number in range(8)))
+    artifact = exported("text")
+    with open_engine(artifact, "ort", threads=1) as engine:
+        summary = extract(engine, open_source(manifest), tmp_path / "out", tokenizer=artifact.tokenizer)
+        assert (summary.tokens, summary.unknown) == (32, 8)
+        assert "8 of 32 tokens are unknown to the tokenizer (25.0%)" in summary_text(summary)
+        assert json.loads((tmp_path / "out" / "summary.json").read_text())["unknown_tokens"] == 8
+        manifest.write_text("id,caption\n" + "".join(f"{number},a bicycle leans against walls {number}\n" for number in range(8)))
+        with pytest.raises(UnknownTokens, match="are unknown to this artifact's tokenizer"):
+            extract(engine, open_source(manifest), tmp_path / "bad", tokenizer=artifact.tokenizer)
+        assert not (tmp_path / "bad").exists()
+        assert extract(engine, open_source(manifest), tmp_path / "bad", tokenizer=artifact.tokenizer, allow_unknown=True).rows == 8

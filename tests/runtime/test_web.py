@@ -9,21 +9,25 @@ import threading
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
 from difffeat.errors import DecodeError
 from difffeat.runtime import http_client as client
+from difffeat.runtime import remote
 from difffeat.runtime.blobs import SliceBlob, UrlBlob
+from difffeat.runtime.decoding import DecodePool
 from difffeat.runtime.patience import Patience, Stop, adopt
 from difffeat.runtime.pipeline import Stopped
-from difffeat.runtime.places import blob_at, parent, suffix_of
+from difffeat.runtime.places import below, blob_at, parent, suffix_of
 from difffeat.runtime.remote import RemoteError, fetch, fetch_whole, list_remote, open_remote
 from difffeat.runtime.sources import open_source
 from difffeat.runtime.sources_options import SourceOptions
 from tests.runtime.web import PHOTO, Web, web
 
 SOON = Patience(timeout=0.3, retries=0, total=0.5)
+ONCE = Patience(timeout=60, retries=0, total=120)
 LIMIT = 1 << 20
 
 
@@ -89,7 +93,7 @@ def test_what_is_no_answer_is_named_and_bounded(server: Web, name: str, message:
     tracemalloc.start()
     try:
         with pytest.raises(RemoteError, match=message):
-            fetch_whole(f"{server.base}/{name}.png", LIMIT, SOON)
+            fetch_whole(f"{server.base}/{name}.png", LIMIT, SOON if name in ("silent", "drip", "later") else ONCE)
         assert tracemalloc.get_traced_memory()[1] < 16 * LIMIT
     finally:
         tracemalloc.stop()
@@ -210,6 +214,27 @@ def test_a_wait_ends_when_it_is_stopped() -> None:
     assert [type(error) for error in ended] == [Stopped] * 4
 
 
+def test_of_many_that_are_fetched_at_once_one_is_large_at_a_time(server: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "LARGE", 1000)
+    held, most = [0], [0]
+
+    def read(url: str) -> bytes:
+        data = UrlBlob(url).read()
+        held[0] += len(data) > 1000
+        most[0] = max(most[0], held[0])
+        return data
+
+    def decode(data: bytes) -> int:
+        held[0] -= len(data) > 1000
+        return len(data)
+
+    server.files |= {f"plain-{number}.png": bytes(900 + 300 * (number % 2)) for number in range(20)}
+    with DecodePool(2) as pool:
+        found = [pool.fetch(read, f"{server.base}/plain-{number}.png", then=decode) for number in range(20)]
+        assert [future.result() for future in found] == [900 + 300 * (number % 2) for number in range(20)]
+    assert most == [1]
+
+
 def test_a_source_says_how_long_its_addresses_are_waited_for(server: Web, tmp_path: Path) -> None:
     manifest = tmp_path / "m.csv"
     manifest.write_text(f"image\n{server.base}/silent.png\n")
@@ -247,10 +272,20 @@ def test_a_folder_of_the_web_is_listed_by_its_index_pages(server: Web) -> None:
         b'<html><a href="?C=N;O=D">Name</a><a href="../">up</a><a href="a%20b.png">x</a><a href="sub/">s</a><a href="http://other/x.png">o</a>'
         b'<A HREF="/photos/c&amp;d.png">c</a></html>'
     )
-    server.files["photos/sub/"] = b'<a href="./">.</a><a href="/photos/">top</a><a href="e.png">e</a>'
-    assert list_remote(f"{server.base}/photos") == [("a%20b.png", -1), ("c&d.png", -1), ("sub/e.png", -1)]
+    server.files["photos/sub/"] = b'<a href="./">.</a><a href="/photos/">top</a><a href="e%23%2520%E4.png">e</a>'
+    assert list_remote(f"{server.base}/photos") == [("a b.png", -1), ("c&d.png", -1), ("sub/e#%20\udce4.png", -1)]
+    assert below(f"{server.base}/photos", "sub/e#%20\udce4.png") == f"{server.base}/photos/sub/e%23%2520%E4.png"
     with pytest.raises(RemoteError, match="is not an index page"):
         list_remote(f"{server.base}/plain")
+
+
+def test_a_folder_of_the_web_has_the_ids_of_the_folder_on_disk(server: Web, tmp_path: Path) -> None:
+    for name in ("a b.png", "ü#1%20.png", "s.png"):
+        (tmp_path / name).write_bytes(PHOTO)
+    server.files["f/"] = "".join(f'<a href="{quote(path.name)}">x</a>' for path in tmp_path.iterdir()).encode()
+    found, local = open_source(f"{server.base}/f/").samples, open_source(tmp_path).samples
+    assert [sample.id for sample in found] == [sample.id for sample in local]
+    assert all(sample.image is not None and sample.image.read() == PHOTO for sample in found)
 
 
 def test_a_place_beside_a_signed_table_is_without_its_query() -> None:
