@@ -157,7 +157,7 @@ def parse_numbers(text: str | None, option: str, whole: bool = False) -> tuple[f
         return ()
     try:
         return tuple(float(int(part)) if whole else float(part) for part in str(text).split(","))
-    except ValueError:
+    except (ValueError, OverflowError):
         raise ConfigError(f"{option} takes {'whole ' if whole else ''}numbers separated by commas, got {text!r}") from None
 
 
@@ -249,7 +249,7 @@ def parse_auto(text: str, option: str) -> int | None:
         return None
     try:
         return int(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise ConfigError(f"{option} takes a whole number or auto, got {text!r}") from None
 
 

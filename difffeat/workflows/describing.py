@@ -14,6 +14,7 @@ from difffeat.recipe import Recipe, format_timestep
 from difffeat.runtime.manifest import read_manifest
 from difffeat.runtime.origin import Origin, extract_commands, read_origin
 from difffeat.runtime.store import Store
+from difffeat.workflows.assumptions import diffusion_lines
 
 SHOWN = 12
 """Taps, classes and reasons that are printed; JSON has all."""
@@ -113,6 +114,7 @@ def _recipe_lines(recipe: Recipe) -> list[str]:
     return [
         f"  {graph.kind} graph of {graph.backbone} ({graph.origin} weights), {graph.precision}; blocks {', '.join(map(str, graph.blocks)) or '-'}; "
         f"label {graph.label}",
+        *(f"  {line}" for line in diffusion_lines(graph) if graph.diffusion),
         f"  t = {', '.join(levels) or '-'}",
         f"  noising {graph.noising}, seed {run.seed}{draws}; pooling {graph.pooling}; {prepared}",
     ]
