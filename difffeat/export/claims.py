@@ -182,8 +182,8 @@ def size_notes(facts: Mapping[str, Any], config: Any) -> Iterator[str]:
 
     if config.num_classes == 999:
         yield (
-            "the table of labels has 1000 rows: if they are ImageNet's 1000 classes, there is no null label, and 999, which is taken for it, is a class; "
-            "pass --label"
+            "the table of labels has 1000 rows: if they are ImageNet's 1000 classes, there is no null label, and 999, which is taken for it, is "
+            "a class; pass --label"
         )
     if (config.depth, config.width) in {(depth, width) for depth, width, _ in SIZES.values()}:
         return
