@@ -12,7 +12,7 @@ from torch import Tensor
 from difffeat.errors import CheckpointMismatch, CheckpointNotFound
 from difffeat.export.claims import name_contradictions, speaking_names
 from difffeat.export.dit_config import looks_like
-from difffeat.export.model_folders import check_parts
+from difffeat.export.model_folders import check_parts, require_json
 from difffeat.export.plaid import HEAD_DIM, rotary_inverse_frequencies
 from difffeat.export.safe_files import block_count, check_digest, check_keys, draw, read_tensors, tensors_digest, upcast
 
@@ -205,6 +205,7 @@ def load_tokenizer_file(path: str | Path, *, vocab: int | None = None, sha256: s
     try:
         tokenizer = Tokenizer.from_str(content.decode())
     except Exception as error:  # tokenizers raises bare Exception
+        require_json(place)
         raise CheckpointMismatch(f"{place} is no tokenizer that the tokenizers library reads ({error}).") from None
     size = tokenizer.get_vocab_size()
     if vocab is not None and size > vocab:

@@ -12,7 +12,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from difffeat.engines import Artifact, EngineOptions
-from difffeat.errors import ConfigError
+from difffeat.errors import ConfigError, printable
 from difffeat.recipe import RunRecipe, format_timestep
 from difffeat.runtime.batch_size import LARGEST
 from difffeat.runtime.configuration import recorded_plans
@@ -85,7 +85,7 @@ def run_export(
     say(f"loading {model} from {weights or 'its published place'}")
     backbone = load_backbone(model, weights, vae=vae, tokenizer=tokenizer, need_vae=graph in (None, "image", "latents"), **loading)
     for note in backbone.notes:
-        say(f"note: {note}")
+        say(f"note: {printable(note)}")
     if asked is None:
         chosen = tuple(range(backbone.depth + 1)) if blocks == "all" or kind.endswith("sweep") else (backbone.default_block(),)
         options = ExportOptions(**{**vars(options), "blocks": chosen})

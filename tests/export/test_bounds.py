@@ -160,3 +160,23 @@ def test_one_digest_pins_all_files_of_a_plaid(tmp_path: Path) -> None:
     assert w.load_plaid(tmp_path / "p", sha256=common).config.depth == 1
     with pytest.raises(UntrustedFile, match=r"in 4 files of the common digest"):
         w.load_plaid(tmp_path / "p", sha256=digests["model.pt"])
+
+
+@pytest.mark.parametrize("name", ["blocks.0.\x1b[31mevil\x07", "x" * 1_000_000, "a\nb"])
+def test_names_out_of_a_file_reach_no_terminal_as_they_are(tmp_path: Path, name: str) -> None:
+    with pytest.raises(CheckpointMismatch) as caught:
+        load(saved(tmp_path, {**state(), name: torch.zeros(1)}))
+    assert "surplus" in str(caught.value)
+    assert "\x1b" not in str(caught.value)
+    assert "\x07" not in str(caught.value)
+    assert len(str(caught.value)) < 5000
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [("version https://git-lfs.github.com/spec/v1\n", "config.json is a Git LFS pointer"), ("<!doctype html>", "is an HTML page")],
+)
+def test_a_config_that_is_something_else_is_named(tmp_path: Path, content: str, words: str) -> None:
+    (folder(tmp_path / "w") / "config.json").write_text(content)
+    with pytest.raises(CheckpointMismatch, match=words):
+        w.load_dit(tmp_path / "w")

@@ -169,7 +169,8 @@ def test_nan_and_infinity_are_named_by_tensor_at_load(tmp_path: Path, value: flo
         place = tmp_path / kind
         place.mkdir()
         save_file(spoiled, place / "x.safetensors")
-        w.save_vae(replace(drawn, tensors=spoiled), place) if kind == "vae" else None
+        if isinstance(drawn, w.VAEWeights):
+            w.save_vae(replace(drawn, tensors=spoiled), place)
         load = {"dit": load_small, "plaid": w.load_plaid, "vae": w.load_vae}[kind]
         with pytest.raises(CheckpointMismatch, match=rf"holds NaN or infinity in 1 of \d+ tensors: {re.escape(name)}\."):
             load(place if kind == "vae" else place / "x.safetensors")
