@@ -7,6 +7,7 @@ them, names of files and folders, configs, the scheduler's config, and what the 
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -27,7 +28,7 @@ _FAMILIES: tuple[tuple[str, str], ...] = (
     (r"pix[-_ ]?art\w*", "PixArt"),
     (r"hunyuan[-_ ]?\w*|hy[-_ ]?dit", "HunyuanDiT"),
     (r"mm[-_ ]?dit|sd[-_ ]?3\w*|stable[-_ ]?diffusion[-_ ]?3\w*", "Stable Diffusion 3"),
-    (r"sd[-_ ]?xl\w*|sd[-_ ]?v?(?:1|2)[-_ .]?\d|stable[-_ ]?diffusion[-_ ]?(?:v?\d|xl)\w*", "Stable Diffusion's UNet"),
+    (r"sd[-_ ]?xl\w*|sd[-_ ]?v?(?:1|2)[-_ .]?\d|stable[-_ ]?diffusion[-_ ]?(?:v?\d|xl)\w*", "Stable Diffusion 1, 2 or XL"),
     (r"flux\w*", "FLUX"),
     (r"sana\w*", "Sana"),
     (r"lumina\w*|latte|u[-_ ]?vit|u[-_ ]?dit|edm\d?|vdm|fit(?:v\d)?[-_ ](?:xl|b|l)", "another diffusion network"),
@@ -87,6 +88,10 @@ _NAMES = frozenset(
         "title",
         "transformer",
         "scheduler",
+        "vae",
+        "vae_type",
+        "vae_model",
+        "autoencoder",
     }
 )
 _COUNTS = {
@@ -112,13 +117,15 @@ def families_in(text: str) -> list[tuple[str, str]]:
 
 def speaking_names(place: Path, said: str) -> list[str]:
     """Names of a file or folder that say something of it: its own, those of the run's folder above it, and the hub id as it was given."""
-    resolved = place.resolve()
+    resolved, target = Path(os.path.abspath(place)), place.resolve()  # not through links first: the hub's cache links to digests
     parents = [resolved.parent] if resolved.parent != resolved else []
     if parents and re.fullmatch(r"checkpoints?|ckpts?|weights|models?|transformer|ema|snapshots|[0-9a-f]{40}", parents[0].name, re.I):
         parents.append(parents[0].parent)
     if len(parents) > 1 and parents[1].name == "snapshots":
         parents.append(parents[1].parent)
     names = [resolved.stem if place.suffix in _SUFFIXES else resolved.name, *(parent.name for parent in parents)]
+    if target.name != resolved.name:
+        names.insert(1, target.stem if target.suffix in _SUFFIXES else target.name)
     return list(dict.fromkeys(name for name in (*names, "" if Path(said).is_absolute() or place.exists() else said) if name))
 
 

@@ -32,6 +32,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
     "channels": ({"in_channels": 16}, "in_channels = 16, but the tensors have 4"),
     "variance": ({"learn_sigma": False}, "learn_sigma = False, but the last layer gives 8 channels for 4"),
     "REPA": ({"enc_type": "dinov2-vit-b"}, "enc_type = 'dinov2-vit-b' is a setting of SiT and REPA"),
+    "autoencoder": ({"vae": "vavae_f16d32"}, "args\\.vae = 'vavae_f16d32' speaks of a network on VA-VAE's latents"),
     "deep": ({"cfg": {"transport": {"path_type": "GVP"}}}, r"args\.cfg\.transport\.path_type = 'GVP'"),
 }
 
@@ -92,6 +93,20 @@ def test_a_name_of_another_size_in_pixels_is_an_error(tmp_path: Path, name: str)
 )
 def test_names_that_agree_or_say_nothing_are_read(tmp_path: Path, name: str) -> None:
     assert load(saved(tmp_path, state(), name)).assumed == ()
+
+
+def test_the_name_behind_a_link_and_the_links_own_are_both_heard(tmp_path: Path) -> None:
+    real = saved(tmp_path, state(), "SiT-XL-2.pt")
+    link = tmp_path / "run" / "w.pt"
+    link.symlink_to(real)
+    with pytest.raises(CheckpointMismatch, match="'SiT-XL-2' speaks of SiT"):
+        load(link)
+    blob = saved(tmp_path, state(), "blobs/" + "a" * 64)
+    cached = tmp_path / "models--owner--SiT-XL-2" / "snapshots" / ("b" * 40) / "model.pt"
+    cached.parent.mkdir(parents=True)
+    cached.symlink_to(blob)
+    with pytest.raises(CheckpointMismatch, match="'models--owner--SiT-XL-2' speaks of SiT"):
+        load(cached)
 
 
 def test_a_published_size_in_the_name_is_held_against_a_published_geometry() -> None:
