@@ -61,6 +61,7 @@ _FLOW_ONLY = (
     "time_dist_shift",
     "use_dynamic_shifting",
 )
+_SPELT = re.compile(r"(?<![a-z])(path[_-]type|prediction(_type)?)['\"]?\s*[=: ]\s*['\"]?(linear|gvp|vp|velocity|v_prediction|v|score)(?![a-z])", re.I)
 _OTHER_PART = re.compile(
     r"(^|[._])(vae|first_stage\w*|autoencoder|ddconfig|cond_stage\w*|text\w*|discriminator|lossconfig|ema_config|trainer|logger)[._]", re.I
 )
@@ -217,6 +218,8 @@ def setting_contradictions(facts: Mapping[str, Any], config: Any) -> Iterator[st
             yield from _settled(key, value, _SETTLED[last])
         elif last in _COUNTS:
             yield from _counted(key, value, _COUNTS[last], config)
+        if isinstance(value, str) and (match := _SPELT.search(value)):
+            yield f"{key} says {match[0]!r}, a setting of SiT and REPA (flow matching), which DiT does not have"
         if last in _NAMES and isinstance(value, str):
             others = [(word, family) for word, family in families_in(value) if family != "DiT"]
             if others:

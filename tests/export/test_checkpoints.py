@@ -7,6 +7,7 @@ import collections
 import datetime
 import pathlib
 import random
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ class Settings:
     """Pickled by its class's name."""
 
     lr: float = 1e-4
+    prediction: str = "epsilon"
 
 
 BESIDE: dict[str, Any] = {
@@ -48,6 +50,15 @@ BESIDE: dict[str, Any] = {
     "when": datetime.datetime(2024, 1, 1, tzinfo=datetime.UTC),
     "opt": {"state": {0: {"exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 1e-4, "params": [0]}]},
 }
+
+
+def test_settings_of_the_training_scripts_own_class_are_read_as_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Settings, "__module__", "__main__")
+    monkeypatch.setattr(sys.modules["__main__"], "Settings", Settings, raising=False)
+    path = saved(tmp_path, {"ema": AVERAGED, "config": Settings(lr=0.5, prediction="velocity")})
+    monkeypatch.delattr(sys.modules["__main__"], "Settings")
+    with pytest.raises(CheckpointMismatch, match=r"config\.prediction = 'velocity', where DiT has 'epsilon'"):
+        load(path)
 
 
 @pytest.mark.parametrize("zipped", [True, False])

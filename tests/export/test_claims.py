@@ -33,6 +33,8 @@ SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
     "variance": ({"learn_sigma": False}, "learn_sigma = False, but the last layer gives 8 channels for 4"),
     "REPA": ({"enc_type": "dinov2-vit-b"}, "enc_type = 'dinov2-vit-b' is a setting of SiT and REPA"),
     "autoencoder": ({"vae": "vavae_f16d32"}, "args\\.vae = 'vavae_f16d32' speaks of a network on VA-VAE's latents"),
+    "spelt out": ({"text": "Namespace(path_type='Linear', prediction='velocity')"}, "says .*path_type='Linear"),
+    "command": ({"command": "train.py --path-type Linear --model SiT"}, "says 'path-type Linear'"),
     "deep": ({"cfg": {"transport": {"path_type": "GVP"}}}, r"args\.cfg\.transport\.path_type = 'GVP'"),
 }
 
