@@ -278,6 +278,8 @@ def output_contradictions(config: Any, names: Iterable[str]) -> Iterator[str]:
             f"final_layer.linear has {rows} rows where DiT has {2 * rows}: it predicts no variance (learn_sigma), as SiT and REPA of 512 pixels and "
             "others do not"
         )
+    elif config.out_channels != 2 * config.in_channels:
+        yield f"the last layer gives {config.out_channels} channels for {config.in_channels}, where DiT gives noise and variance, twice as many"
     if extra := sorted(name for name in names if re.match(r"(.*\.)?(projectors?|repa_\w+|proj_heads?)\.", name)):
         yield f"the file has {extra[0]}, a projector of REPA or Self-Flow (flow matching)"
 

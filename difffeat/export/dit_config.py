@@ -145,7 +145,7 @@ def infer_config(
             name=name or f"dit-{depth}x{width}-{patch}-{side * patch * 8}",
             depth=depth,
             width=width,
-            heads=heads or _HEADS[depth, width],
+            heads=_HEADS[depth, width] if heads is None else heads,
             patch=patch,
             input_size=side * patch,
             in_channels=channels,

@@ -141,6 +141,23 @@ def test_tensors_that_speak_of_another_family_are_errors(tmp_path: Path) -> None
     assert load(path, assume=True).config.out_channels == 4
 
 
+def test_positions_of_another_kind_and_a_missing_null_label_are_said(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    learned = load(saved(tmp_path, {**state(), "pos_embed": torch.randn(1, 64, 32, generator=torch.Generator().manual_seed(0))}))
+    assert any("positions are not DiT's sines and cosines" in note for note in learned.notes)
+    rows = load(saved(tmp_path, dict(w.random_dit(replace(CONFIG, num_classes=999)).tensors)))
+    assert any("the table of labels has 1000 rows" in note for note in rows.notes)
+    assert load(saved(tmp_path, state())).notes == ()
+
+
+def test_heads_that_the_settings_state_are_used_and_bounded(tmp_path: Path) -> None:
+    assert w.load_dit(saved(tmp_path, {"state_dict": state(), "hyper_parameters": {"num_heads": 4}})).config.heads == 4
+    for number in (0, 5, 10**12):
+        with pytest.raises(CheckpointMismatch, match="heads"):
+            w.load_dit(saved(tmp_path, {"state_dict": state(), "hyper_parameters": {"num_heads": number}}))
+
+
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
