@@ -91,7 +91,16 @@ def require(extra: str, purpose: str, *libraries: str) -> None:
 
 
 class WeightsError(DifffeatError):
-    """A checkpoint cannot be used."""
+    """A checkpoint cannot be used. Messages quote names out of files that may be hostile: they stay short and hold no control characters."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(printable(message))
+
+
+def printable(text: str, most: int = 4000) -> str:
+    """Text without control characters, cut to a length that a terminal bears."""
+    kept = "".join(character if character.isprintable() or character == "\n" else "�" for character in text[:most])
+    return kept if len(text) <= most else f"{kept} ..."
 
 
 class CheckpointNotFound(WeightsError):

@@ -7,6 +7,7 @@ them, names of files and folders, configs, the scheduler's config, and what the 
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -27,7 +28,7 @@ _FAMILIES: tuple[tuple[str, str], ...] = (
     (r"pix[-_ ]?art\w*", "PixArt"),
     (r"hunyuan[-_ ]?\w*|hy[-_ ]?dit", "HunyuanDiT"),
     (r"mm[-_ ]?dit|sd[-_ ]?3\w*|stable[-_ ]?diffusion[-_ ]?3\w*", "Stable Diffusion 3"),
-    (r"sd[-_ ]?xl\w*|sd[-_ ]?v?(?:1|2)[-_ .]?\d|stable[-_ ]?diffusion[-_ ]?(?:v?\d|xl)\w*", "Stable Diffusion's UNet"),
+    (r"sd[-_ ]?xl\w*|sd[-_ ]?v?(?:1|2)[-_ .]?\d|stable[-_ ]?diffusion[-_ ]?(?:v?\d|xl)\w*", "Stable Diffusion 1, 2 or XL"),
     (r"flux\w*", "FLUX"),
     (r"sana\w*", "Sana"),
     (r"lumina\w*|latte|u[-_ ]?vit|u[-_ ]?dit|edm\d?|vdm|fit(?:v\d)?[-_ ](?:xl|b|l)", "another diffusion network"),
@@ -60,6 +61,7 @@ _FLOW_ONLY = (
     "time_dist_shift",
     "use_dynamic_shifting",
 )
+_SPELT = re.compile(r"(?<![a-z])(path[_-]type|prediction(_type)?)['\"]?\s*[=: ]\s*['\"]?(linear|gvp|vp|velocity|v_prediction|v|score)(?![a-z])", re.I)
 _OTHER_PART = re.compile(
     r"(^|[._])(vae|first_stage\w*|autoencoder|ddconfig|cond_stage\w*|text\w*|discriminator|lossconfig|ema_config|trainer|logger)[._]", re.I
 )
@@ -87,6 +89,10 @@ _NAMES = frozenset(
         "title",
         "transformer",
         "scheduler",
+        "vae",
+        "vae_type",
+        "vae_model",
+        "autoencoder",
     }
 )
 _COUNTS = {
@@ -112,13 +118,15 @@ def families_in(text: str) -> list[tuple[str, str]]:
 
 def speaking_names(place: Path, said: str) -> list[str]:
     """Names of a file or folder that say something of it: its own, those of the run's folder above it, and the hub id as it was given."""
-    resolved = place.resolve()
+    resolved, target = Path(os.path.abspath(place)), place.resolve()  # not through links first: the hub's cache links to digests
     parents = [resolved.parent] if resolved.parent != resolved else []
     if parents and re.fullmatch(r"checkpoints?|ckpts?|weights|models?|transformer|ema|snapshots|[0-9a-f]{40}", parents[0].name, re.I):
         parents.append(parents[0].parent)
     if len(parents) > 1 and parents[1].name == "snapshots":
         parents.append(parents[1].parent)
     names = [resolved.stem if place.suffix in _SUFFIXES else resolved.name, *(parent.name for parent in parents)]
+    if target.name != resolved.name:
+        names.insert(1, target.stem if target.suffix in _SUFFIXES else target.name)
     return list(dict.fromkeys(name for name in (*names, "" if Path(said).is_absolute() or place.exists() else said) if name))
 
 
@@ -180,6 +188,11 @@ def size_notes(facts: Mapping[str, Any], config: Any) -> Iterator[str]:
     """What names of sizes say against a geometry that was never published: said, and the tensors believed."""
     from difffeat.export.dit_config import SIZES
 
+    if config.num_classes == 999:
+        yield (
+            "the table of labels has 1000 rows: if they are ImageNet's 1000 classes, there is no null label, and 999, which is taken for it, is "
+            "a class; pass --label"
+        )
     if (config.depth, config.width) in {(depth, width) for depth, width, _ in SIZES.values()}:
         return
     for key, value in facts.items():
@@ -205,6 +218,8 @@ def setting_contradictions(facts: Mapping[str, Any], config: Any) -> Iterator[st
             yield from _settled(key, value, _SETTLED[last])
         elif last in _COUNTS:
             yield from _counted(key, value, _COUNTS[last], config)
+        if isinstance(value, str) and (match := _SPELT.search(value)):
+            yield f"{key} says {match[0]!r}, a setting of SiT and REPA (flow matching), which DiT does not have"
         if last in _NAMES and isinstance(value, str):
             others = [(word, family) for word, family in families_in(value) if family != "DiT"]
             if others:
@@ -263,6 +278,8 @@ def output_contradictions(config: Any, names: Iterable[str]) -> Iterator[str]:
             f"final_layer.linear has {rows} rows where DiT has {2 * rows}: it predicts no variance (learn_sigma), as SiT and REPA of 512 pixels and "
             "others do not"
         )
+    elif config.out_channels != 2 * config.in_channels:
+        yield f"the last layer gives {config.out_channels} channels for {config.in_channels}, where DiT gives noise and variance, twice as many"
     if extra := sorted(name for name in names if re.match(r"(.*\.)?(projectors?|repa_\w+|proj_heads?)\.", name)):
         yield f"the file has {extra[0]}, a projector of REPA or Self-Flow (flow matching)"
 

@@ -45,8 +45,8 @@ class DiTConfig:
             raise ConfigError(f"timestep_embedding must be original or diffusers, got {self.timestep_embedding!r}")
         for name, most in _MOST.items():
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-                raise ConfigError(f"{name} of a DiT must be a whole number in 1..{most}, got {repr(value)[:40]}")
+            if isinstance(value, bool) or not isinstance(value, int) or not int(name != "num_classes") <= value <= most:
+                raise ConfigError(f"{name} of a DiT must be a whole number of at most {most}, got {repr(value)[:40]}")
         if self.width % self.heads:
             raise ConfigError(f"{self.heads} heads do not divide the width {self.width}")
         if self.width % 4:
@@ -145,7 +145,7 @@ def infer_config(
             name=name or f"dit-{depth}x{width}-{patch}-{side * patch * 8}",
             depth=depth,
             width=width,
-            heads=heads or _HEADS[depth, width],
+            heads=_HEADS[depth, width] if heads is None else heads,
             patch=patch,
             input_size=side * patch,
             in_channels=channels,

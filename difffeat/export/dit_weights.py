@@ -63,7 +63,12 @@ def load_dit(
     what, tensors = read.what, read.tensors
     stated = stated_heads(read.facts)
     config = infer_config(
-        tensors, what, heads=heads or (stated[1] if stated else None), name=name, timestep_embedding=timestep_embedding, given=heads
+        tensors,
+        what,
+        heads=heads if heads is not None else stated[1] if stated else None,
+        name=name,
+        timestep_embedding=timestep_embedding,
+        given=heads,
     )
     config = replace(config, block_embedders=read.block_embedders)
     if config.block_embedders and timestep_embedding == "original" and not assume:
@@ -85,6 +90,8 @@ def load_dit(
     check_keys(tensors, expected_shapes(config), f"{what} (taken for {config.name})")
     notes = [*read.notes, *size_notes(read.facts, config), *(f"goes on although {words}" for words in found)]
     final = upcast(tensors, what)
+    if not torch.allclose(final["pos_embed"], positions(config), atol=1e-2):
+        notes.append("its positions are not DiT's sines and cosines but others, learned or shifted; they are taken as the file has them")
     return DiTWeights(config, final, tensors_digest(final), notes=tuple(notes), assumed=tuple(found))
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from difffeat.errors import CheckpointMismatch, UntrustedFile
+from difffeat.export.recognise import recognise
 from difffeat.export.safe_files import check_digest, file_digest, read_tensors
 
 STEM = "diffusion_pytorch_model"
@@ -27,10 +28,20 @@ def read_json(path: Path) -> dict[str, Any]:
             raise ValueError(f"{path.stat().st_size} bytes are more than a config or an index has")
         data = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
+        require_json(path)
         raise CheckpointMismatch(f"{path} cannot be read as JSON ({error}).") from None
     if not isinstance(data, dict):
         raise CheckpointMismatch(f"{path} is no JSON object.")
     return data
+
+
+def require_json(path: Path) -> None:
+    """Raises CheckpointMismatch that names what else a file is, such as a Git LFS pointer; nothing where it begins like JSON."""
+    if path.is_file():
+        with path.open("rb") as file:
+            head = file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")
+        if not head.startswith((b"{", b"[", b'"')):
+            recognise(path)
 
 
 def read_folder(folder: Path, stem: str = STEM, *, sha256: str | None = None, markers: Sequence[str] = ()) -> dict[str, Tensor]:

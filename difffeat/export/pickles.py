@@ -25,6 +25,10 @@ MAX_PICKLE = 1 << 28
 """Bytes of the pickle inside a torch file that are looked through; that of DiT-XL with its optimizer has less than a hundredth."""
 
 
+MAX_INSTRUCTIONS = 20_000_000
+"""Instructions of a pickle that are looked through; a history of a million losses has a tenth."""
+
+
 class Record:
     """An object that a checkpoint holds beside its tensors: its attributes, without its class."""
 
@@ -90,7 +94,9 @@ def _new_array(*_: Any) -> Array:
     return Array()
 
 
-_CONTAINERS = frozenset(["omegaconf", "hydra", "pytorch_lightning", "lightning", "lightning_fabric", "ml_collections", "yacs", "__main__"])
+_CONTAINERS = frozenset(
+    ["omegaconf", "hydra", "pytorch_lightning", "lightning", "lightning_fabric", "ml_collections", "yacs", "wandb", "typing", "__main__"]
+)
 """Packages whose objects are settings; a class of the training script itself (`__main__`) too."""
 _DICTS = frozenset(
     {
@@ -99,6 +105,8 @@ _DICTS = frozenset(
         "addict.addict.Dict",
         "munch.Munch",
         "yacs.config.CfgNode",
+        "mmengine.config.config.ConfigDict",
+        "mmcv.utils.config.ConfigDict",
         "pytorch_lightning.utilities.parsing.AttributeDict",
         "lightning.pytorch.utilities.parsing.AttributeDict",
         "lightning.fabric.utilities.data.AttributeDict",
@@ -230,18 +238,22 @@ def _globals(path: Path, kind: str) -> list[str]:
     found: dict[str, None] = {}
     try:
         for stream in _streams(path, kind):
-            _collect(stream, found)
+            _collect(path, stream, found)
     except (ValueError, EOFError, OSError, KeyError, zipfile.BadZipFile, UnicodeDecodeError, IndexError):
         return list(found)  # damaged: torch.load says so in its own words
     return list(found)
 
 
-def _collect(stream: BinaryIO | bytes, found: dict[str, None]) -> None:
+def _collect(path: Path, stream: BinaryIO | bytes, found: dict[str, None]) -> None:
     """Add the globals of one pickle; those of protocol 4, which lie on the stack, by the last two texts before them."""
     texts: list[str] = []
     memo: list[str | None] = []
     last: str | None = None
-    for operation, argument, _ in pickletools.genops(stream):
+    for count, (operation, argument, _) in enumerate(pickletools.genops(stream)):
+        if count > MAX_INSTRUCTIONS:
+            raise CheckpointMismatch(
+                f"{path} has a pickle of more than {MAX_INSTRUCTIONS} instructions, which no checkpoint needs: it was not opened."
+            )
         if operation.name in ("GLOBAL", "INST") and isinstance(argument, str):
             module, _, name = argument.partition(" ")
             found[f"{_MODERN.get(module, module)}.{name}"] = None

@@ -12,7 +12,7 @@ from torch import Tensor
 from difffeat.errors import CheckpointMismatch, CheckpointNotFound
 from difffeat.export.claims import name_contradictions, speaking_names
 from difffeat.export.dit_config import looks_like
-from difffeat.export.model_folders import check_parts
+from difffeat.export.model_folders import check_parts, require_json
 from difffeat.export.plaid import HEAD_DIM, rotary_inverse_frequencies
 from difffeat.export.safe_files import block_count, check_digest, check_keys, draw, read_tensors, tensors_digest, upcast
 
@@ -76,6 +76,9 @@ def load_plaid(path: str | Path, *, name: str | None = None, sha256: str | None 
     config = infer_config(raw, str(place), name, max_length)
     check_keys(raw, expected_shapes(config), str(place))
     tensors = upcast(raw, str(place))
+    low, high = (float(tensors[f"gamma_bounds.gamma_{end}"]) for end in (0, 1))
+    if not low < high:
+        raise CheckpointMismatch(f"{place}: gamma_0 = {low:g} is not below gamma_1 = {high:g}: this is no schedule of more and more noise.")
     return PlaidWeights(config, tensors, tensors_digest(tensors), notes=tuple(f"goes on although {words}" for words in found), assumed=tuple(found))
 
 
@@ -102,7 +105,8 @@ def _check_rotary(found: Tensor | None, what: str) -> None:
     if found is None:
         return
     expected = torch.tensor(rotary_inverse_frequencies(), dtype=torch.float32)
-    if found.shape != expected.shape or not torch.allclose(found.float(), expected, rtol=1e-3 if found.dtype == torch.float32 else 0.1):
+    exact = found.dtype in (torch.float32, torch.float64)
+    if found.shape != expected.shape or not torch.allclose(found.float(), expected, rtol=1e-3 if exact else 0.1, atol=1e-8 if exact else 1e-2):
         raise CheckpointMismatch(f"{what}: rotary_emb.inv_freq is not 10000^(-2i/64); this is no published Plaid.")
 
 
@@ -192,7 +196,7 @@ def load_tokenizer_file(path: str | Path, *, vocab: int | None = None, sha256: s
 
     place = Path(path).expanduser()
     if place.is_file() and sha256 is not None:
-        check_digest(place, sha256, "--tokenizer-sha256")
+        check_digest(place, sha256)
     if place.is_file() and place.stat().st_size > MAX_TOKENIZER:
         raise CheckpointMismatch(f"{place} has {place.stat().st_size} bytes, more than any tokenizer: it is another file.")
     if not place.is_file():
@@ -201,6 +205,7 @@ def load_tokenizer_file(path: str | Path, *, vocab: int | None = None, sha256: s
     try:
         tokenizer = Tokenizer.from_str(content.decode())
     except Exception as error:  # tokenizers raises bare Exception
+        require_json(place)
         raise CheckpointMismatch(f"{place} is no tokenizer that the tokenizers library reads ({error}).") from None
     size = tokenizer.get_vocab_size()
     if vocab is not None and size > vocab:

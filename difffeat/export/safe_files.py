@@ -53,11 +53,11 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def check_digest(path: Path, expected: str, option: str = "--sha256") -> None:
+def check_digest(path: Path, expected: str) -> None:
     """Raises UntrustedFile unless the file's SHA-256 is the expected one."""
     found = file_digest(path)
     if found != expected.strip().lower().removeprefix("sha256:"):
-        raise UntrustedFile(f"{path} has SHA-256 {found}, but {expected} was pinned. Download it again, or correct {option}.")
+        raise UntrustedFile(f"{path} has SHA-256 {found}, but {expected} was pinned. Download it again, or correct the pinned digest.")
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

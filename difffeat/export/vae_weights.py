@@ -32,7 +32,7 @@ SD_VAE_CONFIG: dict[str, Any] = {
     "sample_size": 256,
 }
 
-MAX_RESOLUTIONS = 8
+MAX_RESOLUTIONS, MAX_SCALING = 8, 1e4
 _MOST = {"latent_channels": 1 << 10, "layers_per_block": 16, "norm_num_groups": 1 << 10, "in_channels": 1 << 10, "out_channels": 1 << 10}
 _BLOCK_TYPES = ("DownEncoderBlock2D", "AttnDownEncoderBlock2D", "UpDecoderBlock2D", "AttnUpDecoderBlock2D")
 
@@ -125,13 +125,15 @@ def scaling_of(raw: Mapping[str, Any], what: str) -> tuple[float, float | None, 
     if scaling is None:
         scaling = DEFAULT_SCALING_FACTOR
         notes.append(f"the autoencoder's config.json has no scaling_factor: {DEFAULT_SCALING_FACTOR}, that of Stable Diffusion 1 and 2, is taken")
-    for key, value in (("scaling_factor", scaling), ("shift_factor", shift)):
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not (number and math.isfinite(value) and abs(value) < 1e4) and not (key == "shift_factor" and value is None):
-            raise CheckpointMismatch(f"{what}: scaling_factor and shift_factor must be numbers, found {scaling!r} and {shift!r}.")
+    if not _is_number(scaling) or not (shift is None or _is_number(shift)):
+        raise CheckpointMismatch(f"{what}: scaling_factor and shift_factor must be numbers, found {scaling!r} and {shift!r}.")
     if scaling <= 0:
         raise CheckpointMismatch(f"{what}: scaling_factor must be above 0, found {scaling!r}.")
     return float(scaling), None if shift is None else float(shift), tuple(notes)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and abs(value) < MAX_SCALING
 
 
 def _check_against_tensors(config: Mapping[str, Any], tensors: Mapping[str, Tensor], what: str) -> None:

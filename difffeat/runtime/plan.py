@@ -148,8 +148,8 @@ def make_plan(
 
 def _seconds_of_one(engine: Engine, source: Source, folder: Path, options: dict[str, Any]) -> float:
     """What one sample alone takes, from reading it to its features. The second of two: the first loads and compiles."""
-    extract(engine, _spread(source, 1), folder / "first", batch_size=1, **options)
-    stages = extract(engine, _spread(source, 1), folder / "second", batch_size=1, **options).stages
+    extract(engine, _spread(source, 1), folder / "first", batch_size=1, allow_unknown=True, **options)
+    stages = extract(engine, _spread(source, 1), folder / "second", batch_size=1, allow_unknown=True, **options).stages
     return max(sum(spent for stage, spent in stages.items() if stage != "write"), 1e-4)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from difffeat.recipe import GraphRecipe
 
+SD_CHANNELS = 4
 FAMILIES = {"dit": "DiT", "plaid": "Plaid"}
 
 
@@ -61,6 +62,8 @@ def diffusion_lines(recipe: GraphRecipe) -> list[str]:
 
 def _latents(said: Mapping[str, Any]) -> str:
     shape = f"{said['channels']} channels of {said['side']} × {said['side']}"
+    if "factor" not in said and said["channels"] != SD_CHANNELS:
+        return f"{shape}; no autoencoder is given, and Stable Diffusion's has {SD_CHANNELS} channels: which one made these latents is not known"
     if "factor" not in said:
         return f"{shape}; no autoencoder is given: Stable Diffusion's is assumed ({said['side'] * 8} pixels at a factor of 8, scaled by 0.18215)"
     shift = f", shifted by {said['shift_factor']:g}" if said.get("shift_factor") else ""

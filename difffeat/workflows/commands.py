@@ -12,7 +12,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from difffeat.engines import Artifact, EngineOptions
-from difffeat.errors import ConfigError
+from difffeat.errors import ConfigError, printable
 from difffeat.recipe import RunRecipe, format_timestep
 from difffeat.recognise import quoted
 from difffeat.runtime.batch_size import LARGEST
@@ -95,7 +95,7 @@ def run_export(
         say(f"and the autoencoder from {_weights_place(model, vae)}")
     backbone = load_backbone(model, weights, vae=vae, tokenizer=tokenizer, need_vae=graph in (None, "image", "latents"), **loading)
     for note in backbone.notes:
-        say(f"note: {note}")
+        say(f"note: {printable(note)}")
     if asked is None:
         chosen = tuple(range(backbone.depth + 1)) if blocks == "all" or kind.endswith("sweep") else (backbone.default_block(),)
         options = ExportOptions(**{**vars(options), "blocks": chosen})
@@ -177,7 +177,7 @@ def parse_numbers(text: str | None, option: str, whole: bool = False) -> tuple[f
         return ()
     try:
         return tuple(float(int(part)) if whole else float(part) for part in str(text).split(","))
-    except ValueError:
+    except (ValueError, OverflowError):
         raise ConfigError(f"{option} takes {'whole ' if whole else ''}numbers separated by commas, got {text!r}") from None
 
 
@@ -279,7 +279,7 @@ def parse_auto(text: str, option: str) -> int | None:
         return None
     try:
         return int(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise ConfigError(f"{option} takes a whole number or auto, got {text!r}") from None
 
 

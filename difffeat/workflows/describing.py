@@ -17,6 +17,7 @@ from difffeat.runtime.origin import Origin, extract_commands, read_origin
 from difffeat.runtime.store import Store
 from difffeat.runtime.understood import lines_of
 from difffeat.runtime.writer import SUMMARY_JSON
+from difffeat.workflows.assumptions import diffusion_lines
 
 SHOWN = 12
 """Taps, classes and reasons that are printed; JSON has all."""
@@ -128,6 +129,7 @@ def _recipe_lines(recipe: Recipe) -> list[str]:
     return [
         f"  {graph.kind} graph of {graph.backbone} ({graph.origin} weights), {graph.precision}; blocks {', '.join(map(str, graph.blocks)) or '-'}; "
         f"label {graph.label}",
+        *(f"  {line}" for line in diffusion_lines(graph) if graph.diffusion),
         f"  t = {', '.join(levels) or '-'}",
         f"  noising {graph.noising}, seed {run.seed}{draws}; pooling {graph.pooling}; {prepared}",
     ]

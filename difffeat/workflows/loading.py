@@ -51,17 +51,18 @@ class Pins:
     vae_sha256: str | None = None
     tokenizer_sha256: str | None = None
 
-    def require_use(self, weights: str | None, vae: str | None, tokenizer: str | None, *, text: bool) -> None:
+    def require_use(self, weights: str | None, vae: str | None, tokenizer: str | None, *, text: bool, autoencoder: bool) -> None:
         """Raises ConfigError for a pin that would pin nothing."""
+        local = weights is not None and (weights == "random" or Path(weights).expanduser().exists())
+        local_vae = vae is not None and (vae == "random" or Path(vae).expanduser().exists())
+        unread = not autoencoder or vae == "random" or (vae is None and weights == "random")
         given = {
             "--sha256": (self.sha256, weights == "random", "--weights random has no file"),
-            "--revision": (self.revision, text or (weights is not None and (weights == "random" or Path(weights).expanduser().exists())),
-                           "the weights are no hub id; --sha256 pins a file"),
-            "--vae-sha256": (self.vae_sha256, text or vae == "random" or (vae is None and weights == "random"), "no autoencoder is read from a file"),
-            "--vae-revision": (self.vae_revision, text or (vae is not None and (vae == "random" or Path(vae).expanduser().exists())),
-                               "the autoencoder is no hub id; --vae-sha256 pins a file"),
+            "--revision": (self.revision, text or local, "the weights are no hub id; --sha256 pins a file"),
+            "--vae-sha256": (self.vae_sha256, unread, "no autoencoder is read from a file"),
+            "--vae-revision": (self.vae_revision, unread or local_vae, "the autoencoder is no hub id; --vae-sha256 pins a file"),
             "--tokenizer-sha256": (self.tokenizer_sha256, not text or tokenizer is None, "no --tokenizer is given"),
-        }  # fmt: skip
+        }
         for option, (value, idle, reason) in given.items():
             if value is not None and idle:
                 raise ConfigError(f"{option} would be passed over: {reason}. Leave it out.")
@@ -102,7 +103,7 @@ def load_backbone(
         raise ConfigError(f"--timestep-embedding must be {' or '.join(EMBEDDINGS)}, got {timestep_embedding!r}.")
     if timestep_embedding != "original" and (model in DIGITS or model == "plaid"):
         raise ConfigError(f"--timestep-embedding {timestep_embedding} is for DiT weights of that library, and {model} are others. Leave it out.")
-    pins.require_use(weights, vae, tokenizer, text=model.startswith("plaid"))
+    pins.require_use(weights, vae, tokenizer, text=model.startswith("plaid"), autoencoder=autoencoder)
     if model in DIGITS:
         return _digits(model, weights, pins, vae=vae, tokenizer=tokenizer, heads=heads, seed=seed)
     if model == "plaid":

@@ -1,6 +1,7 @@
 import json
 import os
 import pickle
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -96,18 +97,83 @@ def test_wrong_keys_and_shapes_are_named(tmp_path: Path, change: object, message
         load_small(tmp_path / "x.pt")
 
 
-def test_embedders_that_differ_between_blocks_are_refused(tmp_path: Path) -> None:
+def trained_with_diffusers(folder: Path) -> Path:
+    """A folder whose blocks have embedders that differ."""
     from safetensors.torch import load_file
 
-    w.save_dit_diffusers(w.random_dit(SMALL_DIT), tmp_path)
-    file = tmp_path / "diffusion_pytorch_model.safetensors"
+    w.save_dit_diffusers(w.random_dit(SMALL_DIT), folder)
+    file = folder / "diffusion_pytorch_model.safetensors"
     state = load_file(file)
-    state["transformer_blocks.1.norm1.emb.timestep_embedder.linear_1.bias"] += 1
+    for name in state:
+        if ".norm1.emb." in name and ".1." in name:
+            state[name] = state[name] * 1.5
     save_file(state, file)
-    with pytest.raises(
-        CheckpointMismatch, match=r"transformer_blocks\.1\.norm1\.emb\.timestep_embedder\.linear_1\.bias differs from that of block 0"
+    return folder
+
+
+def test_embedders_that_differ_between_blocks_ask_for_the_formula_they_were_trained_with(tmp_path: Path) -> None:
+    place = trained_with_diffusers(tmp_path / "w")
+    with pytest.raises(CheckpointMismatch, match=r"embedders of its own.*pass --timestep-embedding diffusers"):
+        load_small(place)
+    loaded = load_small(place, timestep_embedding="diffusers")
+    assert loaded.config.block_embedders
+    assert {"y_embedder.embedding_table.weight", "blocks.1.y_embedder.embedding_table.weight"} <= set(loaded.tensors)
+    assert loaded.config.architecture()["block_embedders"] is True
+    assert "block_embedders" not in SMALL_DIT.architecture()
+
+
+def test_a_network_with_embedders_of_each_block_is_diffusers_own(tmp_path: Path) -> None:
+    from diffusers import DiTTransformer2DModel
+
+    from difffeat.export.reference import unfolded_dit
+
+    theirs = DiTTransformer2DModel.from_pretrained(trained_with_diffusers(tmp_path / "w"))
+    ours = unfolded_dit(load_small(tmp_path / "w", timestep_embedding="diffusers"))
+    z, t, label = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([30, 500]), torch.tensor([1, 5])
+    with torch.no_grad():
+        expected = theirs(z, timestep=t, class_labels=label).sample
+        torch.testing.assert_close(ours(z, t, label), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2])
+def test_every_float_type_of_every_family_is_read(tmp_path: Path, dtype: torch.dtype) -> None:
+    def cast(tensors: object) -> dict[str, torch.Tensor]:
+        return {name: tensor.to(dtype) for name, tensor in dict(tensors).items()}  # type: ignore[call-overload]
+
+    torch.save(cast(w.random_dit(SMALL_DIT).tensors), tmp_path / "x.pt")
+    w.save_plaid(w.random_plaid(SMALL_PLAID), tmp_path / "p")
+    torch.save(cast(torch.load(tmp_path / "p" / "model.pt")), tmp_path / "p" / "model.pt")
+    w.save_vae(w.random_vae(SMALL_VAE), tmp_path / "v")
+    save_file(cast(w.random_vae(SMALL_VAE).tensors), tmp_path / "v" / "diffusion_pytorch_model.safetensors")
+    for loaded in (load_small(tmp_path / "x.pt"), w.load_plaid(tmp_path / "p"), w.load_vae(tmp_path / "v")):
+        assert {tensor.dtype for tensor in loaded.tensors.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize(("dtype", "word"), [(torch.int8, "torch.int8"), (torch.complex64, "torch.complex64"), (torch.bool, "torch.bool")])
+def test_types_that_hold_no_weights_are_named_with_their_tensor(tmp_path: Path, dtype: torch.dtype, word: str) -> None:
+    state = dict(w.random_dit(SMALL_DIT).tensors)
+    torch.save({**state, "blocks.1.mlp.fc1.weight": state["blocks.1.mlp.fc1.weight"].to(dtype)}, tmp_path / "x.pt")
+    with pytest.raises(CheckpointMismatch, match=rf"blocks\.1\.mlp\.fc1\.weight is {word}, expected floating point"):
+        load_small(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_nan_and_infinity_are_named_by_tensor_at_load(tmp_path: Path, value: float) -> None:
+    for kind, drawn, name in (
+        ("dit", w.random_dit(SMALL_DIT), "blocks.1.attn.proj.bias"),
+        ("plaid", w.random_plaid(SMALL_PLAID), "model.blocks.1.attn_out.weight"),
+        ("vae", w.random_vae(SMALL_VAE), "encoder.conv_in.bias"),
     ):
-        load_small(tmp_path)
+        spoiled = {key: tensor.clone() for key, tensor in drawn.tensors.items()}
+        spoiled[name].view(-1)[1] = value
+        place = tmp_path / kind
+        place.mkdir()
+        save_file(spoiled, place / "x.safetensors")
+        if isinstance(drawn, w.VAEWeights):
+            w.save_vae(replace(drawn, tensors=spoiled), place)
+        load = {"dit": load_small, "plaid": w.load_plaid, "vae": w.load_vae}[kind]
+        with pytest.raises(CheckpointMismatch, match=rf"holds NaN or infinity in 1 of \d+ tensors: {re.escape(name)}\."):
+            load(place if kind == "vae" else place / "x.safetensors")
 
 
 def test_half_precision_files_are_widened(tmp_path: Path) -> None:

@@ -102,6 +102,8 @@ def test_a_folder_of_something_else_is_never_replaced(tmp_path: Path) -> None:
     ("changes", "error", "message"),
     [
         ({"kind": "image", "noising": "ddim"}, ConfigError, "export with --graph from-latents or sweep"),
+        ({"noising": "ddim", "ddim_steps": 10**9}, ConfigError, "at most 1000 steps, timesteps or blocks, got 1000000000, 1 and 1."),
+        ({"kind": "sweep", "timesteps": tuple(map(float, range(1001)))}, ConfigError, "at most 1000 steps, timesteps or blocks"),
         ({"noising": "ddim", "ddim_steps": 0}, ConfigError, "ddim takes at least one step, got 0"),
         ({"self_conditioning": True}, ConfigError, "--self-conditioning is Plaid's, with --noising mean or ddim"),
         ({"precision": "int8"}, ConfigError, "int8 is calibrated on real samples: export fp32, then run difffeat quantize"),
@@ -139,6 +141,7 @@ def test_what_the_dit_lacks_is_refused(changes: dict[str, Any], message: str) ->
     [
         ({"kind": "text", "pooling": "grid"}, "text graphs pool with mean or max, got 'grid'"),
         ({"kind": "image"}, "image graphs are for images; Plaid has text and text-sweep (--graph sweep)."),
+        ({"kind": "text", "label": 1}, "--label is a DiT's, and Plaid has no classes"),
         ({"kind": "text", "blocks": (3,)}, "blocks must lie in 0..2"),
         ({"kind": "text", "timesteps": (1.5,)}, "1.5"),
     ],
@@ -158,6 +161,65 @@ def test_the_recipe_names_the_digest_of_everything_that_decides_a_feature() -> N
     assert exported("image").recipe.weights["vae"] == vae_weights().digest
     assert set(exported("latents").recipe.weights) == {"vae"}
     assert set(exported("text").recipe.weights) == {"backbone", "tokenizer"}
+
+
+def test_what_a_family_takes_for_granted_stands_in_the_recipe_and_is_printed() -> None:
+    from difffeat.workflows.assumptions import diffusion_lines
+
+    image, alone, text = (exported(name).recipe for name in ("image", "from-latents-mean", "text"))
+    assert image.diffusion["schedule"] == "linear beta 0.0001..0.02 in 1000 steps, variance preserving"
+    assert (image.diffusion["prediction"], image.diffusion["null_label"]) == ("epsilon", 5)
+    assert image.diffusion["latents"] == {"channels": 4, "side": 8, "factor": 2, "pixels": 16, "scaling_factor": 0.18215}
+    assert "label 5 (the null label)" in diffusion_lines(image)
+    assert "label 1 (a class; the null label is 5)" in diffusion_lines(alone)
+    assert any("no autoencoder is given: Stable Diffusion's is assumed (64 pixels" in line for line in diffusion_lines(alone))
+    assert diffusion_lines(text)[0].startswith("family Plaid: learned gamma(t) from -3 to 6")
+
+
+def test_what_is_assumed_against_the_evidence_stands_in_the_recipe(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    from difffeat.workflows.assumptions import diffusion_lines
+
+    knowing = replace(dit_weights(), assumed=("the name 'SiT' speaks of SiT",))
+    recipe = dit_recipe(knowing, None, options())
+    assert recipe.to_dict()["diffusion"]["assumed"] == ["the name 'SiT' speaks of SiT"]
+    assert diffusion_lines(recipe)[-1] == "taken for DiT although the name 'SiT' speaks of SiT"
+    assert recipe.fingerprint != dit_recipe(dit_weights(), None, options()).fingerprint
+
+
+def test_recipes_of_older_exports_keep_their_digests_and_open() -> None:
+    from dataclasses import replace
+
+    from difffeat.recipe import GraphRecipe
+
+    older = replace(exported("image").recipe, diffusion={})
+    assert "diffusion" not in older.to_dict()
+    assert GraphRecipe.from_json(older.to_json()) == older
+
+
+@pytest.mark.parametrize("kind", ["image", "from-latents", "sweep", "latents"])
+def test_latents_of_other_channels_are_refused_before_anything_is_built(kind: str) -> None:
+    from dataclasses import replace
+
+    from difffeat.errors import CheckpointMismatch
+
+    other = replace(vae_weights(), config={**vae_weights().config, "latent_channels": 16})
+    with pytest.raises(CheckpointMismatch, match="makes latents of 16 channels, as those of SD3 and FLUX, and the backbone takes 4"):
+        dit_recipe(dit_weights(), other, options(kind=kind))
+
+
+def test_a_network_with_embedders_of_each_block_is_folded_block_by_block(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    from difffeat.export.weights import random_dit
+
+    config = replace(dit_weights().config, block_embedders=True, timestep_embedding="diffusers")
+    for changes in ({}, {"kind": "sweep", "timesteps": (0.0, 500.0)}, {"noising": "ddim", "ddim_steps": 2}):
+        report = export_dit(random_dit(config), None, options(blocks=(2, 3), **changes), tmp_path / "-".join(["each", *changes]), say=lambda _: None)
+        assert report.parity.passed
+    shared = random_dit(replace(config, block_embedders=False))
+    assert random_dit(config).digest != shared.digest
 
 
 def test_every_log_snr_stands_beside_its_timestep() -> None:
