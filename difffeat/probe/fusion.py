@@ -17,6 +17,7 @@ import numpy as np
 from difffeat.errors import ConfigError, NotYetAvailable, ProbeError
 from difffeat.probe.base import Validation
 from difffeat.probe.data import FeatureMatrix, FeatureStore, matrix_shape, row_count, take
+from difffeat.probe.inputs import rows_of
 from difffeat.probe.optim import is_whole, loss_and_gradient
 from difffeat.probe.ridge import ALPHAS, RidgeProbe
 from difffeat.probe.training import Parameters, TrainedProbe
@@ -32,6 +33,7 @@ class PairedFeatures:
     """
 
     def __init__(self, image: FeatureMatrix, text: FeatureMatrix, image_rows: np.ndarray | None = None, text_rows: np.ndarray | None = None) -> None:
+        image, text = rows_of(image, "features of images"), rows_of(text, "features of texts")
         counts = row_count(image, image_rows), row_count(text, text_rows)
         if counts[0] != counts[1]:
             raise ProbeError(f"{counts[0]} rows of images cannot be paired with {counts[1]} of texts. Use join(image_store, text_store).")
