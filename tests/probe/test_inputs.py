@@ -271,7 +271,8 @@ def test_named_classes_take_their_numbers_or_their_names() -> None:
 def test_halves_of_a_pair_are_read_in_any_form() -> None:
     image, text = X[:, :2], X[:, 2:]
     expected = PairedFeatures(image, text)[:]
-    for make in (list, pandas().DataFrame, sparse.csr_matrix, torch().tensor):
+    forms: list[Any] = [list, pandas().DataFrame, sparse.csr_matrix, torch().tensor]
+    for make in forms:
         np.testing.assert_allclose(PairedFeatures(make(image), make(text))[np.arange(60)], expected)
     with pytest.raises(ProbeError, match="the features of texts are no array"):
         PairedFeatures(image, [[1.0], [1.0, 2.0]] * 30)  # pyright: ignore[reportArgumentType]
