@@ -78,7 +78,7 @@ class MissingExtra(DifffeatError, ImportError):
 
     def __init__(self, library: str, extra: str | None, purpose: str) -> None:
         wanted = library if extra is None else f"'difffeat[{extra}]'"
-        super().__init__(f"{purpose} needs {library}, which is not installed. Run: pip install {wanted}")
+        super().__init__(f"{purpose} needs {library}, which is not installed. Run: pip install {wanted} -c constraints.txt")
         self.library = library
         self.extra = extra
 

@@ -56,5 +56,5 @@ def test_codes_of_success_are_not_those_of_an_error() -> None:
 
 def test_a_missing_extra_prints_the_command_that_mends_it() -> None:
     error = errors.MissingExtra("onnxruntime", "cpu", "The engine 'ort'")
-    assert str(error) == "The engine 'ort' needs onnxruntime, which is not installed. Run: pip install 'difffeat[cpu]'"
+    assert str(error) == "The engine 'ort' needs onnxruntime, which is not installed. Run: pip install 'difffeat[cpu]' -c constraints.txt"
     assert (error.library, error.extra) == ("onnxruntime", "cpu")

@@ -39,5 +39,5 @@ def require_supported(gpu: Gpu, device: str) -> None:
     if not supported(gpu):
         raise ProviderMissing(
             f"TensorRT-RTX does not run on {device} ({gpu}): it is for GPUs of compute capability {listed()}. "
-            f"Use --engine torch --device {device}, or --engine trt after pip install 'difffeat[tensorrt]'."
+            f"Use --engine torch --device {device}, or --engine trt after pip install 'difffeat[tensorrt]' -c constraints.txt."
         )

@@ -31,7 +31,7 @@ PACKAGES = {"trt": ("tensorrt", "tensorrt"), "rtx": ("tensorrt_rtx", "rtx")}
 LEVELS = (0, 5)
 AHEAD: list[Any] = ["ahead of time", []]
 """What a sidecar names in place of a GPU, for a plan that was built for none in particular."""
-_AGAIN = "pip install --force-reinstall 'difffeat[{}]'"
+_AGAIN = "pip install --force-reinstall 'difffeat[{}]' -c constraints.txt"
 _NO_CAPTIONS = 128
 """Longest length in the profile of a graph that has no lengths."""
 

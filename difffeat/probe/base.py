@@ -110,7 +110,10 @@ class Probe(ClassifierMixin, BaseEstimator):
         """Share of samples that are right: of multi-label those with every known label right (scikit-learn's subset accuracy)."""
         predicted = self.predict(x)
         if self.target_ != MULTILABEL:
-            right = predicted == single_values(y)
+            values = single_values(y)
+            if (values.dtype.kind == "U") != (predicted.dtype.kind == "U"):
+                raise ProbeError(f"the labels are {values.dtype}, the classes of this probe {predicted.dtype}: give labels of the same kind")
+            right = predicted == values if len(values) == len(predicted) else np.zeros(0)
         else:
             truth = read_more(y, MULTILABEL, self.classes_)
             if predicted.ndim == 1:
@@ -350,6 +353,8 @@ def _check_quarantine(x: FeatureMatrix, rows: np.ndarray | None) -> None:
 def _plain_setting(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
+    if isinstance(value, set | frozenset):
+        value = sorted(value)
     return [_plain_setting(part) for part in value] if isinstance(value, tuple | list | np.ndarray) else value
 
 

@@ -18,6 +18,7 @@ from difffeat.errors import ConfigError, NotYetAvailable, ProbeError
 from difffeat.probe.base import Validation
 from difffeat.probe.cautions import require_distinct_classes
 from difffeat.probe.data import FeatureMatrix, FeatureStore, matrix_shape, row_count, take
+from difffeat.probe.inputs import rows_of
 from difffeat.probe.optim import is_whole, loss_and_gradient
 from difffeat.probe.ridge import ALPHAS, RidgeProbe
 from difffeat.probe.sameness import require_halves, require_modalities
@@ -34,6 +35,7 @@ class PairedFeatures:
     """
 
     def __init__(self, image: FeatureMatrix, text: FeatureMatrix, image_rows: np.ndarray | None = None, text_rows: np.ndarray | None = None) -> None:
+        image, text = rows_of(image, "features of images"), rows_of(text, "features of texts")
         counts = row_count(image, image_rows), row_count(text, text_rows)
         if counts[0] != counts[1]:
             raise ProbeError(f"{counts[0]} rows of images cannot be paired with {counts[1]} of texts. Use join(image_store, text_store).")

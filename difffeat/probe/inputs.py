@@ -66,6 +66,21 @@ def plain(value: Any, name: str) -> Any:
     return value
 
 
+def rows_of(value: Any, name: str = "features") -> Any:
+    """What rows can be looked up in: an array, a store's features, or what was made of a data frame, a tensor, a list or a sparse matrix."""
+    if is_read_in_pieces(value):
+        return value
+    value = plain(value, name)
+    if is_sparse(value):
+        return SparseRows(value)
+    if isinstance(value, list | tuple) or not isinstance(value, np.ndarray):
+        try:
+            value = np.asarray(value)
+        except (TypeError, ValueError) as error:
+            raise ProbeError(f"the {name} are no array [n, D]: {error}") from None
+    return value
+
+
 def numbers(piece: Any, name: str = "features") -> np.ndarray:
     """Rows that were looked up, as float32, or float64 where the numbers are of a wider type. Raises ProbeError unless they are real numbers."""
     array = np.asarray(plain(piece, name))

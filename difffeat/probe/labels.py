@@ -196,6 +196,8 @@ def _checked_values(array: np.ndarray) -> np.ndarray:
             raise ProbeError(f"Input y contains NaN or infinity, first in row {row}: every sample needs a label")
         if (array != np.floor(array)).any():
             raise ProbeError("Unknown label type: continuous. Labels are classes; these are numbers with fractions, as of a regression.")
+        if array.dtype.itemsize > 8:
+            array = array.astype(np.float64)
     elif array.dtype.kind not in "biuU":
         raise ProbeError(f"Unknown label type: {array.dtype}. Labels must be texts, whole numbers or truth values.")
     return array

@@ -84,7 +84,8 @@ def hold_out(examples: Examples, seed: int, purpose: str) -> tuple[Examples, Exa
     held = max(round(HOLDOUT * len(labels)), len(np.unique(stratum)) if len(labels) < 20 else 0)
     inner, outer = np.sort(order[held:]), np.sort(order[:held])
     if held < 1 or any(len(part) == 0 or not _can_be_judged(labels.of(part)) for part in (inner, outer)):
-        raise ProbeError(f"{len(labels)} rows are too few to hold some out for choosing {purpose}: pass validation, or a single {purpose}")
+        reason = "are too few" if len(labels) < 20 else "have too few positives"
+        raise ProbeError(f"{len(labels)} rows {reason} to hold some out for choosing {purpose}: pass validation, or a single {purpose}")
     return examples.of(inner), examples.of(outer)
 
 
@@ -132,6 +133,8 @@ def edge_note(name: str, grid: Sequence[float], place: int, judged: Judged) -> l
 
 def check_validation(labels: Labels) -> None:
     """Raises ProbeError where validation labels can tell nothing about a candidate."""
+    if labels.target == BINARY and not _can_be_judged(labels):
+        raise ProbeError(f"the {len(labels)} validation rows are all of one class, so nothing can be chosen by them")
     if not _can_be_judged(labels):
         raise ProbeError(
             f"none of the {labels.positive.shape[1]} classes has a positive among the {len(labels)} validation rows: nothing to choose by"

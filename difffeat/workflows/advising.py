@@ -91,9 +91,9 @@ def plans_problem(engine: str, gpu: Gpu, driver: Driver, installed: Installed) -
     if engine == "trt" and gpu.capability < _NATIVE:
         return f"trt: TensorRT is for compute capability {_NATIVE[0]}.{_NATIVE[1]} and later"
     if not there:
-        return f"{engine}: not installed (pip install 'difffeat[{extra}]')"
+        return f"{engine}: not installed (pip install 'difffeat[{extra}]' -c constraints.txt)"
     if not installed.bindings:
-        return f"{engine}: cuda-bindings is not installed (pip install 'difffeat[{extra}]')"
+        return f"{engine}: cuda-bindings is not installed (pip install 'difffeat[{extra}]' -c constraints.txt)"
     major = int(installed.bindings.partition(".")[0])
     if driver.version is not None and driver.version[0] < major:
         version = f"{driver.version[0]}.{driver.version[1]}"
@@ -107,7 +107,7 @@ def plans_problem(engine: str, gpu: Gpu, driver: Driver, installed: Installed) -
 def torch_problem(gpu: Gpu, driver: Driver, installed: Installed) -> str | None:
     """Why torch does not run on a GPU, with what mends it; None where it does."""
     if not installed.torch:
-        return "torch: not installed (pip install 'difffeat[export]')"
+        return "torch: not installed (pip install 'difffeat[export]' -c constraints.txt)"
     if not installed.torch_cuda:
         return "torch: this one is built without CUDA (install one from PyPI, whose wheels for Linux are for CUDA)"
     if driver.version is not None and driver.version[0] < int(installed.torch_cuda.partition(".")[0]):
@@ -143,5 +143,5 @@ def _on_cpu(installed: Installed, cpu_units: frozenset[str], why: str, extra: st
     if installed.ort:
         return Advice("ort", "cpu", "fp32", f"{why}; on this CPU ONNX Runtime is the fastest in fp32 ({_INT8})")
     if installed.torch:
-        return Advice("torch", "cpu", "fp32", f"{why}; ONNX Runtime would be faster in fp32 (pip install 'difffeat[cpu]')")
-    return Advice("ort", "cpu", "fp32", f"{why}; no engine is installed yet (pip install 'difffeat[{extra}]')")
+        return Advice("torch", "cpu", "fp32", f"{why}; ONNX Runtime would be faster in fp32 (pip install 'difffeat[cpu]' -c constraints.txt)")
+    return Advice("ort", "cpu", "fp32", f"{why}; no engine is installed yet (pip install 'difffeat[{extra}]' -c constraints.txt)")

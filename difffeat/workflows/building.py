@@ -139,13 +139,14 @@ def _cpu_units() -> frozenset[str]:
 def _ort_cuda_problem(driver: Driver) -> str | None:
     """Why ONNX Runtime does not run on the first GPU, with what mends it; None where it does, as far as can be told before a graph is opened."""
     if importlib.util.find_spec("onnxruntime") is None:
-        return "not installed (pip install 'difffeat[gpu]')"
+        return "not installed (pip install 'difffeat[gpu]' -c constraints.txt)"
     import onnxruntime
 
     if onnxruntime_cuda.CUDA not in onnxruntime.get_available_providers():
         both = _version("onnxruntime") is not None and _version("onnxruntime-gpu") is not None
         mixed = (
-            "onnxruntime and onnxruntime-gpu overwrite each other. Run: pip uninstall onnxruntime onnxruntime-gpu, then pip install 'difffeat[gpu]'"
+            "onnxruntime and onnxruntime-gpu overwrite each other. Run: pip uninstall onnxruntime onnxruntime-gpu, then "
+            "pip install 'difffeat[gpu]' -c constraints.txt"
         )
         return mixed if both else "this is the CPU build; for a GPU install difffeat[gpu] in place of difffeat[cpu]"
     if (why := onnxruntime_cuda.why_not(onnxruntime, onnxruntime_cuda.CUDA, driver)) is not None:
@@ -159,7 +160,7 @@ def _ort_cuda_problem(driver: Driver) -> str | None:
 
 def _ort(installed: Installed) -> str:
     if not installed.ort:
-        return "not installed. Run: pip install 'difffeat[cpu]' or, for a GPU, 'difffeat[gpu]'"
+        return "not installed. Run: pip install 'difffeat[cpu]' -c constraints.txt or, for a GPU, 'difffeat[gpu]'"
     if installed.ort_cuda_problem is None:
         return "runs on cpu and cuda (what really runs is checked at every opening)"
     return f"runs on cpu; not on cuda: {installed.ort_cuda_problem}"
@@ -167,7 +168,7 @@ def _ort(installed: Installed) -> str:
 
 def _torch(driver: Driver, installed: Installed, units: frozenset[str]) -> str:
     if not installed.torch:
-        return "not installed. Run: pip install 'difffeat[export]'"
+        return "not installed. Run: pip install 'difffeat[export]' -c constraints.txt"
     import torch
 
     low = sorted(units, reverse=True)
@@ -183,7 +184,7 @@ def _tensorrt(engine: str, driver: Driver, installed: Installed) -> str:
     """What it can do here: on the first GPU that its plans run on."""
     package, extra = PACKAGES[engine]
     if importlib.util.find_spec(package) is None:
-        return f"not installed. Run: pip install 'difffeat[{extra}]'"
+        return f"not installed. Run: pip install 'difffeat[{extra}]' -c constraints.txt"
     if driver.problem is not None:
         return f"builds plans ahead of time (difffeat build); runs none: {driver.problem}" if engine == "rtx" else f"can do nothing: {driver.problem}"
     problems = [plans_problem(engine, gpu, driver, installed) for gpu in driver.gpus]

@@ -5,6 +5,8 @@ Selection happens on validation; the test split is read once, at the end, for th
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,11 +17,15 @@ from typing import Any
 import numpy as np
 
 from difffeat.engines import Artifact, open_engine
-from difffeat.errors import ConfigError
+from difffeat.errors import ConfigError, MissingExtra
 from difffeat.probe.evaluate import write_metrics
+from difffeat.probe.output import check_folder
+from difffeat.probe.provenance import provenance
 from difffeat.probe.search import Grid, SearchResult, grid_search, local_search
 from difffeat.recipe import RunRecipe, parse_tap
+from difffeat.recognise import recognise
 from difffeat.runtime.extract import extract
+from difffeat.runtime.files import Lock
 from difffeat.runtime.manifest import MANIFEST
 from difffeat.runtime.sources import open_source
 from difffeat.runtime.store import Store
@@ -32,6 +38,11 @@ from difffeat.workflows.scenes import Scene
 
 OUTPUT = Path("quickstart-out")
 SPLIT_SIZES = {"train": 2000, "validation": 1000, "test": 2000}
+LIBRARIES = {
+    "export": ("torch", "onnx", "onnxscript", "diffusers", "huggingface_hub"), "cpu": ("onnxruntime",), "report": ("matplotlib",),
+}  # fmt: skip
+"""What the steps import, by extra."""
+OWN = ("artifacts", "data", "features", "report.html", "metrics.json")
 
 
 @dataclass(frozen=True)
@@ -73,6 +84,7 @@ class Run:
         started = time.perf_counter()
         yield
         self.seconds[name] = time.perf_counter() - started
+        self.say(f"{'':9} took {self.seconds[name]:.1f} s")
 
     def artifact(self, name: str) -> Path:
         """Where an artifact of this run lies."""
@@ -97,12 +109,22 @@ def run_quickstart(output: Path | None, *, full: bool, say: Callable[..., None])
 
     By default the whole grid has a folder of its own. Raises ConfigError for a folder that holds another grid, before anything in it is replaced.
     """
+    output = output or (OUTPUT / "full" if full else OUTPUT)
+    require_libraries(say)
+    require_own_folder(output)
+    run = Run(output, FULL if full else Plan(), say)
+    _require_same_grid(run)
+    output.mkdir(parents=True, exist_ok=True)
+    with Lock(output):
+        return _run_locked(run)
+
+
+def _run_locked(run: Run) -> dict[str, Any]:
+    """Every step; no other quickstart writes into the folder meanwhile."""
     from difffeat.workflows.quickstart_final import Chosen, read_test_once
     from difffeat.workflows.quickstart_report import write_report
 
-    output = output or (OUTPUT / "full" if full else OUTPUT)
-    run = Run(output, FULL if full else Plan(), say)
-    _require_same_grid(run)
+    output, say = run.out, run.say
     with run.step("drawing scenes"):
         _write_scenes(run)
     with run.step("loading the bundled weights"):
@@ -123,20 +145,50 @@ def run_quickstart(output: Path | None, *, full: bool, say: Callable[..., None])
         finals = _export_finals(run, image, text, chosen)
     with run.step("reading the test split once: features, controls, fusion"):
         findings = read_test_once(run, finals, chosen, artifacts["latents"], search, looked.over_t)
-    with run.step("writing the report"):
-        result = {
-            "grid": {name: store.manifest["recipe"]["graph"]["timesteps"] for name, (store, _) in grids.items()},
-            "chosen": vars(chosen),
-            "search": search.to_dict(),
-            "exhaustive": {"pairs": len(exhaustive.trace), "best": [exhaustive.image_tap, exhaustive.text_tap], "value": exhaustive.value},
-            "alphas_at_edge": list(looked.at_edge),
-            "over_timesteps": dict(looked.over_t),
-            **findings.to_dict(),
-        }
-        report = write_report(run, search, exhaustive, random_surface, findings, artifacts)
-    result["seconds"] = run.seconds
+    result = {
+        "grid": {name: store.manifest["recipe"]["graph"]["timesteps"] for name, (store, _) in grids.items()},
+        "chosen": vars(chosen),
+        "search": search.to_dict(),
+        "exhaustive": {"pairs": len(exhaustive.trace), "best": [exhaustive.image_tap, exhaustive.text_tap], "value": exhaustive.value},
+        "alphas_at_edge": list(looked.at_edge),
+        "over_timesteps": dict(looked.over_t),
+        **findings.to_dict(),
+        "seconds": dict(run.seconds),
+        "provenance": provenance({name: train.path for name, (train, _) in grids.items()}),
+    }
     metrics = write_metrics(output, result)
+    try:
+        with run.step("writing the report"):
+            report = write_report(run, search, exhaustive, random_surface, findings, artifacts)
+    except BaseException:  # the numbers do not wait for the pictures
+        say(_text(findings, run, None, metrics))
+        raise
     return {**result, "report": str(report), "metrics_file": str(metrics), "text": _text(findings, run, report, metrics)}
+
+
+def require_libraries(say: Callable[..., None]) -> None:
+    """Import all that any step needs, the last one's pictures too. Raises MissingExtra that names every extra, ConfigError for a broken library."""
+    missing = {extra: [name for name in names if importlib.util.find_spec(name) is None] for extra, names in LIBRARIES.items()}
+    if lacking := [extra for extra, names in missing.items() if names]:
+        raise MissingExtra(" and ".join(name for names in missing.values() for name in names), ",".join(lacking), "The quickstart")
+    say("[    0 s] importing what the steps need, the pictures of the last one too")
+    for name in (name for names in LIBRARIES.values() for name in names):
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # whatever a broken library raises
+            raise ConfigError(f"The quickstart needs {name}, which is installed and cannot be imported: {type(error).__name__}: {error}") from error
+
+
+def require_own_folder(out: Path) -> None:
+    """Raises ConfigError, before any work, where the folder is a file, or holds something that is not a quickstart's."""
+    thing = recognise(out)
+    if thing.kind in ("nothing", "empty", "quickstart"):
+        check_folder(out)
+        return
+    names = {path.name for path in out.iterdir()} if out.is_dir() else {""}
+    if out.is_dir() and ((out / "data" / "train.jsonl").is_file() or not names & {*OWN, "recipe.json", "manifest.json", "model.onnx"}):
+        return
+    raise ConfigError(f"-o {out} {thing.words}; a quickstart needs a folder of its own, of which it replaces {', '.join(OWN)}. Choose another -o.")
 
 
 def _require_same_grid(run: Run) -> None:
@@ -265,13 +317,14 @@ def _export_finals(run: Run, image: Backbone, text: Backbone, chosen: Any) -> di
     }
 
 
-def _text(findings: Any, run: Run, report: Path, metrics: Path) -> str:
+def _text(findings: Any, run: Run, report: Path | None, metrics: Path) -> str:
     lines = ["", "mAP on test (2 000 scenes no model or choice has seen), ridge probes: mean over noise seeds, 95 % interval of the first seed", ""]
     lines += [*findings.table(), "", *findings.adam_lines()]
     kept = sum(outcome.kept for outcome in findings.outcomes)
     lines += ["", f"{kept} of {len(findings.outcomes)} expectations, stated before any model was trained, were kept:"]
     lines += [f"  {'kept  ' if outcome.kept else 'BROKEN'}  {outcome.expected} ({outcome.evidence})" for outcome in findings.outcomes]
-    lines += ["", f"{sum(run.seconds.values()):.0f} s in all; {report} shows the heat maps and the search; all numbers: {metrics}"]
+    shown = "the report could not be written" if report is None else f"{report} shows the heat maps and the search"
+    lines += ["", f"{sum(run.seconds.values()):.0f} s in all; {shown}; all numbers: {metrics}"]
     return "\n".join(lines)
 
 

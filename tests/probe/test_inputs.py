@@ -11,6 +11,7 @@ import pytest
 import scipy.sparse as sparse
 
 from difffeat.errors import ProbeError
+from difffeat.probe.fusion import PairedFeatures
 from difffeat.probe.labels import read_labels
 from difffeat.probe.linear import LinearProbe
 from difffeat.probe.logistic import LogisticProbe
@@ -265,3 +266,25 @@ def test_named_classes_take_their_numbers_or_their_names() -> None:
     assert by_number.score(X, numbers) == by_number.score(X, np.eye(3)[numbers])
     with pytest.raises(ProbeError, match="label 'huge' was found, but it is not one of the 3 classes"):
         RidgeProbe(alphas=[1.0]).fit(X, ["huge"] * 60, classes=("low", "mid", "high"))
+
+
+def test_halves_of_a_pair_are_read_in_any_form() -> None:
+    image, text = X[:, :2], X[:, 2:]
+    expected = PairedFeatures(image, text)[:]
+    forms: list[Any] = [list, pandas().DataFrame, sparse.csr_matrix, torch().tensor]
+    for make in forms:
+        np.testing.assert_allclose(PairedFeatures(make(image), make(text))[np.arange(60)], expected)
+    with pytest.raises(ProbeError, match="the features of texts are no array"):
+        PairedFeatures(image, [[1.0], [1.0, 2.0]] * 30)  # pyright: ignore[reportArgumentType]
+
+
+def test_scoring_with_labels_of_another_kind_or_number_is_refused() -> None:
+    probe = RidgeProbe(alphas=[0.1]).fit(X, Y)
+    assert probe.score(X, Y + 5) == 0
+    for labels in (Y[:5], Y.astype(str)):
+        with pytest.raises(ProbeError, match=r"another number of labels|give labels of the same kind"):
+            probe.score(X, labels)
+    with pytest.raises(ProbeError, match="another number of labels"):
+        RidgeProbe(alphas=[0.1]).fit(X, HOT).score(X, HOT[:5])
+    with pytest.raises(ProbeError, match="the 30 validation rows are all of one class"):
+        RidgeProbe().fit(X, Y, validation=(X[:30], np.ones(30, int)))

@@ -200,7 +200,7 @@ def test_without_matplotlib_the_command_to_install_it_is_given(monkeypatch: pyte
     for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    message = "drawing a report's figures needs matplotlib, which is not installed. Run: pip install 'difffeat[report]'"
+    message = "drawing a report's figures needs matplotlib, which is not installed. Run: pip install 'difffeat[report]' -c constraints.txt"
     with pytest.raises(MissingExtra, match=re.escape(message)):
         _heat_map().html()
     Report("text needs no matplotlib", [Paragraph("x"), Table(("a",), [(1,)])]).html()

@@ -118,7 +118,7 @@ def test_validation_that_does_not_fit_is_refused(make_problem) -> None:
 
 
 def test_a_choice_at_either_edge_is_said_unless_its_neighbour_is_as_good(make_problem) -> None:
-    train, held = make_problem(n=60, noise=3), make_problem(n=300, noise=3, seed=1)
+    train, held = make_problem(n=300), make_problem(n=300, seed=1)
     rng = np.random.default_rng(0)
     x = rng.normal(size=(400, 30)) * np.logspace(0, -3.5, 30)
     y = (x[:, -1:] * 10**3.5 + 0.1 * rng.normal(size=(400, 1)) > 0).astype(int)
@@ -131,10 +131,10 @@ def test_a_choice_at_either_edge_is_said_unless_its_neighbour_is_as_good(make_pr
     noisy = (few @ rng.normal(size=(12, 4)) + 3 * rng.normal(size=(600, 4)) > 1.5).astype(int)
     with pytest.warns(ProbeWarning, match=r"alpha 0\.1 was chosen at the upper edge of 0\.001\.\.0\.1, and it is better than 0\.01: larger"):
         RidgeProbe(alphas=[0.1, 0.001, 0.01]).fit(few[:14], noisy[:14], validation=(few[14:], noisy[14:]))
-    with pytest.warns(ProbeWarning, match=r"lr 0\.001 was chosen at the upper edge of 0\.0001\.\.0\.001"):
-        LinearProbe(epochs=2, lr=[1e-3, 1e-4]).fit(train.x, train.y, validation=(held.x, held.y))
+    with pytest.warns(ProbeWarning, match=r"lr 0\.1 was chosen at the upper edge of 1e-06\.\.0\.1"):
+        LinearProbe(epochs=7, lr=[1e-1, 1e-6]).fit(train.x, train.y, validation=(held.x, held.y))
     one = make_problem(n=200, width=1, classes=1)  # one dimension: every alpha ranks alike
-    assert RidgeProbe().fit(one.x, one.y, classes=("a",)).notes_ == ()
+    assert RidgeProbe().fit(one.x, one.y, classes=("a",), validation=(one.x, one.y)).notes_ == ()
 
 
 def test_an_edge_counts_by_what_lies_beside_it() -> None:

@@ -54,14 +54,14 @@ def test_the_engine_for_a_card_and_what_is_installed(name: str, torch: str, tens
 
 
 @pytest.mark.parametrize(("name", "changes", "said"), [
-    ("NVIDIA H100", {}, r"; torch compiles the graph for this GPU; trt: not installed \(pip install 'difffeat\[tensorrt\]'\); "
+    ("NVIDIA H100", {}, r"; torch compiles the graph for this GPU; trt: not installed \(pip install 'difffeat\[tensorrt\]' -c constraints.txt\); "
      r"rtx: TensorRT-RTX does not run on this GPU$"),
-    ("NVIDIA RTX 4090", {"rtx": True}, r"rtx: cuda-bindings is not installed \(pip install 'difffeat\[rtx\]'\)$"),
+    ("NVIDIA RTX 4090", {"rtx": True}, r"rtx: cuda-bindings is not installed \(pip install 'difffeat\[rtx\]' -c constraints.txt\)$"),
     ("NVIDIA RTX 4090", PLANS["rtx"], r"; TensorRT-RTX is for this GPU, and compiles in seconds; trt: not installed"),
     ("NVIDIA H100", PLANS["tensorrt"], r"compute capability 9\.0; TensorRT tunes a plan for this GPU$"),
     ("NVIDIA H100", {"torch_cuda": ""}, r"^no engine is ready for NVIDIA H100, .*; the nearest is torch: this one is built without CUDA"),
     ("Tesla V100", {}, r"the nearest is torch: it is built for sm_75, .* and not for this GPU"),
-    ("NVIDIA H100", {"torch": False}, r"the nearest is torch: not installed \(pip install 'difffeat\[export\]'\)"),
+    ("NVIDIA H100", {"torch": False}, r"the nearest is torch: not installed \(pip install 'difffeat\[export\]' -c constraints.txt\)"),
 ])  # fmt: skip
 def test_the_reason_names_the_card_and_what_keeps_the_faster_engines(name: str, changes: dict[str, Any], said: str) -> None:
     assert re.search(said, advise(card(name), replace(TORCH, **changes)).why)
@@ -102,8 +102,8 @@ def test_torch_runs_on_the_cards_that_it_has_code_for(cards: tuple[str, ...], na
     ({}, {"bf16", "fp16"}, "torch", "bf16", r"units for bf16"),
     ({}, set(), "ort", "fp32", r"ONNX Runtime is the fastest in fp32 \(int8, by difffeat quantize, is faster still"),
     ({"torch": False}, set(), "ort", "fp32", r"ONNX Runtime is the fastest"),
-    ({"ort": False}, set(), "torch", "fp32", r"ONNX Runtime would be faster in fp32 \(pip install 'difffeat\[cpu\]'\)"),
-    ({"ort": False, "torch": False}, set(), "ort", "fp32", r"no engine is installed yet \(pip install 'difffeat\[cpu\]'\)"),
+    ({"ort": False}, set(), "torch", "fp32", r"ONNX Runtime would be faster in fp32 \(pip install 'difffeat\[cpu\]' -c constraints.txt\)"),
+    ({"ort": False, "torch": False}, set(), "ort", "fp32", r"no engine is installed yet \(pip install 'difffeat\[cpu\]' -c constraints.txt\)"),
 ])  # fmt: skip
 def test_without_a_gpu_the_cpus_units_decide(changes: dict[str, Any], units: set[str], engine: str, dtype: str, said: str) -> None:
     found = advise(NO_GPU, replace(TORCH, **changes), frozenset(units))

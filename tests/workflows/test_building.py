@@ -107,7 +107,7 @@ def test_a_gpu_without_the_bindings_that_run_plans_is_told(monkeypatch: pytest.M
     monkeypatch.setattr(building, "probe_driver", lambda: Driver((13, 0), (Gpu("a card", (8, 9), 24 << 30),), None))
     monkeypatch.setattr(importlib.metadata, "version", version)
     without = run_doctor()
-    assert without["engines"]["rtx"] == "runs no plans here: cuda-bindings is not installed (pip install 'difffeat[rtx]')"
+    assert without["engines"]["rtx"] == "runs no plans here: cuda-bindings is not installed (pip install 'difffeat[rtx]' -c constraints.txt)"
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "13.0.0" if name == "cuda-bindings" else real(name))
     found = run_doctor()
     assert found["engines"]["rtx"] == "builds plans (difffeat build) and runs them"
@@ -170,7 +170,7 @@ def test_two_onnx_runtimes_that_overwrite_each_other_are_told(monkeypatch: pytes
     real = importlib.metadata.version
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "1.31.1" if name == "onnxruntime-gpu" else real(name))
     said = run_doctor()["engines"]["ort"]
-    assert said.endswith("overwrite each other. Run: pip uninstall onnxruntime onnxruntime-gpu, then pip install 'difffeat[gpu]'")
+    assert said.endswith("overwrite each other. Run: pip uninstall onnxruntime onnxruntime-gpu, then pip install 'difffeat[gpu]' -c constraints.txt")
 
 
 def test_without_a_gpu_the_doctor_advises_for_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

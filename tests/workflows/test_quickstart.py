@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from difffeat.errors import ConfigError
+from difffeat.errors import ConfigError, MissingExtra
 from difffeat.runtime.store import Store, verify
 from difffeat.workflows import quickstart
 from difffeat.workflows.expectations import EXPECTATIONS
@@ -115,3 +115,44 @@ def test_run_again_it_computes_no_feature_twice(finished: Finished) -> None:
         again = quickstart.run_quickstart(out, full=False, say=lambda *_, **__: None)
     assert again["rows"] == result["rows"]
     assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_what_is_missing_is_named_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(quickstart.importlib.util, "find_spec", lambda name: None if name in ("matplotlib", "onnxruntime") else object())
+    with pytest.raises(MissingExtra, match=r"needs onnxruntime and matplotlib, .*pip install 'difffeat\[cpu,report\]' -c constraints\.txt"):
+        quickstart.run_quickstart(tmp_path / "out", full=False, say=lambda *_, **__: None)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_library_that_is_broken_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quickstart.importlib, "import_module", lambda name: (_ for _ in ()).throw(ImportError("no libfreetype.so.6")))
+    with pytest.raises(ConfigError, match=r"which is installed and cannot be imported: ImportError: no libfreetype\.so\.6"):
+        quickstart.require_libraries(lambda *_, **__: None)
+
+
+@pytest.mark.parametrize("name", ["report.html", "data/thesis.tex", "features/x", "manifest.json", "model.onnx"])
+def test_a_folder_of_something_else_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("years of work")
+    with pytest.raises(ConfigError, match="a quickstart needs a folder of its own"):
+        quickstart.require_own_folder(tmp_path)
+    with pytest.raises(ConfigError, match="a quickstart needs a folder of its own"):
+        quickstart.require_own_folder(tmp_path / name if (tmp_path / name).parent == tmp_path else tmp_path)
+
+
+def test_a_picture_that_fails_costs_no_numbers(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same folder again, whose features are there: only the report fails."""
+    said: list[str] = []
+    monkeypatch.setattr(quickstart, "SPLIT_SIZES", SIZES)
+    monkeypatch.setattr(quickstart, "Plan", lambda: SMALL)
+    monkeypatch.setattr("difffeat.workflows.quickstart_report.write_report", lambda *_: (_ for _ in ()).throw(RuntimeError("no font")))
+    with pytest.raises(RuntimeError, match="no font"):
+        quickstart.run_quickstart(finished[1], full=False, say=lambda text, **_: said.append(text))
+    assert "the report could not be written; all numbers: " in said[-1]
+    path = Path(said[-1].rpartition("all numbers: ")[2])
+    assert [row["value"] for row in json.loads(path.read_text())["rows"]] == [row["value"] for row in finished[0]["rows"]]
+
+
+def test_every_step_says_how_long_it_took(finished: Finished) -> None:
+    assert sum("took" in line for line in finished[2]) == len(finished[0]["seconds"]) + 1  # the report's, which comes after the numbers
+    assert finished[0]["provenance"]["difffeat"]
