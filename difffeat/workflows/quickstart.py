@@ -16,6 +16,7 @@ import numpy as np
 
 from difffeat.engines import Artifact, open_engine
 from difffeat.errors import ConfigError
+from difffeat.probe.choices import edge_text
 from difffeat.probe.evaluate import write_metrics
 from difffeat.probe.search import Grid, SearchResult, grid_search, local_search
 from difffeat.recipe import RunRecipe, parse_tap
@@ -136,7 +137,7 @@ def run_quickstart(output: Path | None, *, full: bool, say: Callable[..., None])
         report = write_report(run, search, exhaustive, random_surface, findings, artifacts)
     result["seconds"] = run.seconds
     metrics = write_metrics(output, result)
-    return {**result, "report": str(report), "metrics_file": str(metrics), "text": _text(findings, run, report, metrics)}
+    return {**result, "report": str(report), "metrics_file": str(metrics), "text": _text(findings, run, report, metrics, looked.at_edge)}
 
 
 def _require_same_grid(run: Run) -> None:
@@ -265,9 +266,10 @@ def _export_finals(run: Run, image: Backbone, text: Backbone, chosen: Any) -> di
     }
 
 
-def _text(findings: Any, run: Run, report: Path, metrics: Path) -> str:
+def _text(findings: Any, run: Run, report: Path, metrics: Path, at_edge: tuple[str, ...]) -> str:
     lines = ["", "mAP on test (2 000 scenes no model or choice has seen), ridge probes: mean over noise seeds, 95 % interval of the first seed", ""]
     lines += [*findings.table(), "", *findings.adam_lines()]
+    lines += [f"  note on ridge, {note}" for note in (*findings.notes, *([edge_text(at_edge)] if at_edge else []))]
     kept = sum(outcome.kept for outcome in findings.outcomes)
     lines += ["", f"{kept} of {len(findings.outcomes)} expectations, stated before any model was trained, were kept:"]
     lines += [f"  {'kept  ' if outcome.kept else 'BROKEN'}  {outcome.expected} ({outcome.evidence})" for outcome in findings.outcomes]
