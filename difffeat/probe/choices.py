@@ -51,6 +51,11 @@ def is_at_edge(chosen: float, candidates: Sequence[float], maps: Sequence[float]
     return judged.at_an_edge(int(np.searchsorted(np.asarray(candidates)[order], chosen)))
 
 
+def edge_text(taps: Sequence[str]) -> str:
+    """What is said of taps, or pairs of them, whose alpha was chosen at an edge of the grid."""
+    return f"alpha was chosen at an edge of its grid at {len(taps)} taps ({', '.join(taps[:5])}{', ...' if len(taps) > 5 else ''}): pass a wider one"
+
+
 @contextmanager
 def warnings_kept() -> Iterator[list[str]]:
     """Within, warnings of fits are not printed: a probe keeps its own in `notes_`; scikit-learn's of too few iterations come into the list."""

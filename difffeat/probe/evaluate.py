@@ -18,7 +18,7 @@ from difffeat.errors import ConfigError, ProbeError
 from difffeat.probe.base import Probe
 from difffeat.probe.bootstrap import bootstrap_interval
 from difffeat.probe.cautions import cautions, require_distinct_classes, require_learnable
-from difffeat.probe.choices import OPTIMISTIC, TIES, choice_of, is_at_edge
+from difffeat.probe.choices import OPTIMISTIC, TIES, choice_of, edge_text, is_at_edge
 from difffeat.probe.data import FeatureStore
 from difffeat.probe.factory import make_probe
 from difffeat.probe.metrics import THRESHOLD, multi_label_report
@@ -158,11 +158,6 @@ class TapScores:
             "at_edge": list(self.at_edge),
             "notes": self.notes,
         }
-
-
-def edge_text(taps: Sequence[str]) -> str:
-    """What is said of taps whose alpha was chosen at an edge of the grid."""
-    return f"alpha was chosen at an edge of its grid at {len(taps)} taps ({', '.join(taps[:5])}{', ...' if len(taps) > 5 else ''}): pass a wider one"
 
 
 def evaluate_taps(

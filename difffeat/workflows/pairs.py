@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from difffeat.errors import ProbeError
-from difffeat.probe.choices import is_at_edge
+from difffeat.probe.choices import OPTIMISTIC, edge_text, is_at_edge, warnings_kept
 from difffeat.probe.data import FeatureMatrix, RowsOf
 from difffeat.probe.fusion import Join, PairedFeatures, join
 from difffeat.probe.metrics import mean_average_precision
@@ -172,9 +172,9 @@ class TapEvaluator:
         return [name for name, edge in self._chosen.items() if edge]
 
     @property
-    def evaluated(self) -> int:
-        """How many taps and pairs were evaluated so far."""
-        return len(self._chosen)
+    def notes(self) -> list[str]:
+        """What must be known of these values: that they flatter, and which were fitted at an edge of the grid."""
+        return [OPTIMISTIC, *([edge_text(self.at_edge)] if self.at_edge else [])]
 
     def text_scores(self, tap: str) -> np.ndarray:
         """Scores [n, C] of the held-out rows by the ridge of a text tap alone."""
@@ -195,8 +195,9 @@ class TapEvaluator:
 
 
 def fit_ridge(x: Any, labels: np.ndarray, held: Any, held_labels: np.ndarray, classes: Sequence[str] | None = None) -> RidgeProbe:
-    """A ridge with alpha chosen on the held-out split."""
-    return RidgeProbe().fit(x, labels, validation=(held, held_labels), classes=classes)
+    """A ridge with alpha chosen on the held-out split; what there is to say of the choice stands in its `notes_`."""
+    with warnings_kept():
+        return RidgeProbe().fit(x, labels, validation=(held, held_labels), classes=classes)
 
 
 def percent_map(labels: np.ndarray, scores: np.ndarray) -> float:

@@ -18,6 +18,7 @@ import numpy as np
 
 from difffeat.engines import Artifact, open_engine
 from difffeat.errors import ConfigError, MissingExtra
+from difffeat.probe.choices import edge_text
 from difffeat.probe.evaluate import write_metrics
 from difffeat.probe.output import check_folder
 from difffeat.probe.provenance import provenance
@@ -161,9 +162,10 @@ def _run_locked(run: Run) -> dict[str, Any]:
         with run.step("writing the report"):
             report = write_report(run, search, exhaustive, random_surface, findings, artifacts)
     except BaseException:  # the numbers do not wait for the pictures
-        say(_text(findings, run, None, metrics))
+        say(_text(findings, run, None, metrics, looked.at_edge))
         raise
-    return {**result, "report": str(report), "metrics_file": str(metrics), "text": _text(findings, run, report, metrics)}
+    text = _text(findings, run, report, metrics, looked.at_edge)
+    return {**result, "report": str(report), "metrics_file": str(metrics), "text": text}
 
 
 def require_libraries(say: Callable[..., None]) -> None:
@@ -317,9 +319,10 @@ def _export_finals(run: Run, image: Backbone, text: Backbone, chosen: Any) -> di
     }
 
 
-def _text(findings: Any, run: Run, report: Path | None, metrics: Path) -> str:
+def _text(findings: Any, run: Run, report: Path | None, metrics: Path, at_edge: tuple[str, ...]) -> str:
     lines = ["", "mAP on test (2 000 scenes no model or choice has seen), ridge probes: mean over noise seeds, 95 % interval of the first seed", ""]
     lines += [*findings.table(), "", *findings.adam_lines()]
+    lines += [f"  note on ridge, {note}" for note in (*findings.notes, *([edge_text(at_edge)] if at_edge else []))]
     kept = sum(outcome.kept for outcome in findings.outcomes)
     lines += ["", f"{kept} of {len(findings.outcomes)} expectations, stated before any model was trained, were kept:"]
     lines += [f"  {'kept  ' if outcome.kept else 'BROKEN'}  {outcome.expected} ({outcome.evidence})" for outcome in findings.outcomes]

@@ -59,6 +59,7 @@ class Findings:
     named_share: float
     adam_differences: Mapping[str, Mapping[str, float]]
     adam_chosen: Mapping[str, Mapping[str, Any]]
+    notes: tuple[str, ...] = ()
 
     def row(self, name: str) -> Row:
         """A line by name."""
@@ -87,6 +88,7 @@ class Findings:
             "selected_on": "validation",
             "rows": [{**vars(row), "value": row.value} for row in self.rows],
             "differences": {name: dict(value) for name, value in self.differences.items()},
+            "notes": list(self.notes),
             "adam_differences": {name: dict(value) for name, value in self.adam_differences.items()},
             "adam_chosen": {name: dict(value) for name, value in self.adam_chosen.items()},
             "expectations": [vars(outcome) for outcome in self.outcomes],
@@ -122,12 +124,13 @@ def read_test_once(
         "fused, captions shuffled": ("control", [_both(image[seed], shuffled) for seed in seeds]),
     }
     adam = adam_scores(image[seeds[0]], text, labels)
-    scores = {name: [_ridge_scores(features, labels) for features in parts] for name, (_, parts) in kinds.items()}
+    notes: list[str] = []
+    scores = {name: [_ridge_scores(name, features, labels, notes) for features in parts] for name, (_, parts) in kinds.items()}
     rows = tuple(_row(name, kind, scores[name], labels["test"], adam.scores.get(name)) for name, (kind, _) in kinds.items())
     differences = _differences(scores, labels["test"])
     outcomes = judge(_judge(chosen, search, differences, over_t))
     share = named_share(run.scenes["test"])
-    return Findings(rows, differences, tuple(outcomes), share, _adam_differences(adam, labels["test"]), adam.chosen)
+    return Findings(rows, differences, tuple(outcomes), share, _adam_differences(adam, labels["test"]), adam.chosen, tuple(dict.fromkeys(notes)))
 
 
 def _stores(run: Any, artifact: Artifact, name: str, seed: int) -> dict[str, Any]:
@@ -152,8 +155,10 @@ def _permutation(count: int) -> np.ndarray:
     return np.random.Generator(np.random.PCG64(SHUFFLE_SEED)).permutation(count)
 
 
-def _ridge_scores(features: Features, labels: Mapping[str, np.ndarray]) -> np.ndarray:
+def _ridge_scores(name: str, features: Features, labels: Mapping[str, np.ndarray], notes: list[str]) -> np.ndarray:
+    """Scores of the test rows; what there is to say of the choice of alpha is added to `notes`."""
     probe = fit_ridge(features["train"], labels["train"], features["validation"], labels["validation"])
+    notes += [f"{name}: {note}" for note in probe.notes_]
     return probe.decision_function(features["test"])
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from difffeat.errors import ConfigError
 from difffeat.probe.bootstrap import bootstrap_interval
+from difffeat.probe.choices import choice_of
 from difffeat.probe.evaluate import SCHEMA, write_metrics
 from difffeat.probe.provenance import provenance
 from difffeat.probe.search import Grid, SearchResult, grid_search, halving, local_search
@@ -75,7 +76,7 @@ def run_search(
         "fingerprints": fingerprints_of(train),
         "classes": list(train.joined.classes),
         "split": dict(asked.record),
-        "notes": list(asked.notes),
+        "notes": [*asked.notes, *evaluator.notes, *(scored or {}).get("notes", [])],
         **found.to_dict(),
         "test": scored,
         "provenance": provenance({**stored, "test image": test_image, "test text": test_text, "splits": splits_file}),
@@ -102,7 +103,9 @@ def _tested(found: SearchResult, train: Split, held: Split, test: Split, seed: i
     taps = found.image_tap, found.text_tap
     probe = fit_ridge(train.pair(*taps), train.labels, held.pair(*taps), held.labels)
     scores = probe.decision_function(test.pair(*taps))
-    return bootstrap_interval(test.labels, scores, rng=np.random.Generator(np.random.PCG64(seed))).to_dict()
+    rng = np.random.Generator(np.random.PCG64(seed))
+    interval = bootstrap_interval(test.labels, scores, rng=rng, classes=train.joined.classes).to_dict()
+    return {**interval, "chosen": choice_of(probe), "notes": [*probe.notes_, *interval["notes"]]}
 
 
 def _search(strategy: str, evaluator: TapEvaluator, grids: list[Grid], neighbourhood: int, n_classes: int) -> SearchResult:
