@@ -149,7 +149,7 @@ def _agreed_labels(
         np.where(np.asarray(store.labelled)[rows][:, None], np.asarray(labels_of(store))[rows], UNKNOWN).astype(np.int8) for store, rows in stores
     ]
     if len(stores) == 2:
-        require_same_classes(*classes, "text", "image")
+        require_same_classes(classes[0], classes[1], "text", "image")
         differing = np.flatnonzero(((cells[0] != cells[1]) & (cells[0] != UNKNOWN) & (cells[1] != UNKNOWN)).any(axis=1) & kept)
         if len(differing):
             first = differing[0]
@@ -159,7 +159,7 @@ def _agreed_labels(
                 f"labels disagree for {len(differing)} of {int(kept.sum())} samples; {example!r} has {names[0]} in the image store and {names[1]} "
                 "in the text store. Extract both from the same annotations."
             )
-        cells = [np.where(cells[0] != UNKNOWN, *cells)]
+        cells = [np.where(cells[0] != UNKNOWN, cells[0], cells[1])]
     known = (cells[0] != UNKNOWN).any(axis=1)
     return cells[0], classes[0], known
 

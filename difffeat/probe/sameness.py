@@ -161,7 +161,7 @@ def _digests(store: Any, rows: np.ndarray) -> list[bytes | None]:
         return [None] * len(rows)
     read = np.ascontiguousarray(inputs[rows], np.uint8)
     width, text = read.shape[1], read.tobytes()
-    known = list(read.any(axis=1))
+    known = (read != 0).sum(axis=1).tolist()
     return [text[width * row : width * (row + 1)] if known[row] else None for row in range(len(read))]
 
 
