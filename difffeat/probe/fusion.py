@@ -17,11 +17,12 @@ import numpy as np
 from difffeat.errors import ConfigError, NotYetAvailable, ProbeError
 from difffeat.probe.base import Validation
 from difffeat.probe.cautions import require_distinct_classes
-from difffeat.probe.data import FeatureMatrix, FeatureStore, matrix_shape, row_count, take
+from difffeat.probe.data import UNKNOWN, FeatureMatrix, FeatureStore, matrix_shape, row_count, take
 from difffeat.probe.inputs import rows_of
 from difffeat.probe.optim import is_whole, loss_and_gradient
 from difffeat.probe.ridge import ALPHAS, RidgeProbe
-from difffeat.probe.sameness import require_halves, require_modalities
+from difffeat.probe.sameness import require_halves, require_modalities, require_same_classes
+from difffeat.probe.splits import labels_of
 from difffeat.probe.training import Parameters, TrainedProbe
 
 KINDS = ("add", "concat")
@@ -63,7 +64,7 @@ class PairedFeatures:
 class Join:
     """Samples that both stores have.
 
-    **Fields:** `ids` in the image store's order; `image_rows`, `text_rows` int64 [n]; `labels` uint8 [n, C] or None; `classes`;
+    **Fields:** `ids` in the image store's order; `image_rows`, `text_rows` int64 [n]; `labels` [n, C], -1 for unknown cells, or None; `classes`;
     `dropped`: reason -> how many samples were left out for it.
     """
 
@@ -124,7 +125,7 @@ def join(image_store: FeatureStore, text_store: FeatureStore) -> Join:
         "whose labels are unknown": int((kept & ~known).sum()),
     }
     ids = tuple(id_ for id_, keep in zip(shared, used, strict=True) if keep)
-    own = None if labels is None else labels[used]
+    own = None if labels is None else labels[used] if (labels[used] == UNKNOWN).any() else labels[used].astype(np.uint8)
     return Join(image_store, text_store, ids, rows["image"][used], rows["text"][used], own, classes, dropped)
 
 
@@ -145,27 +146,24 @@ def _agreed_labels(
     stores = [(store, rows) for store, rows in ((image_store, image_rows), (text_store, text_rows)) if store.labels is not None]
     if not stores:
         return None, (), np.ones(len(image_rows), bool)
-    known = [np.asarray(store.labelled)[rows] for store, rows in stores]
-    labels = [np.asarray(store.labels)[rows] for store, rows in stores]
     classes = [tuple(store.classes) for store, _ in stores]
-    if len(stores) == 1:
-        return labels[0], classes[0], known[0]
-    if classes[0] != classes[1]:
-        raise ProbeError(f"the stores differ in their classes: {_few(classes[0])} against {_few(classes[1])}")
-    differing = np.flatnonzero((labels[0] != labels[1]).any(axis=1) & known[0] & known[1] & kept)
-    if len(differing):
-        first = differing[0]
-        names = [", ".join(np.array(classes[0])[own[first].astype(bool)]) or "none" for own in labels]
-        example = image_store.ids[int(image_rows[first])]
-        raise ProbeError(
-            f"labels disagree for {len(differing)} of {int(kept.sum())} samples; {example!r} has {names[0]} in the image store and {names[1]} "
-            "in the text store. Extract both from the same annotations."
-        )
-    return np.where(known[0][:, None], labels[0], labels[1]), classes[0], known[0] | known[1]
-
-
-def _few(names: Sequence[str]) -> str:
-    return f"{len(names)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+    cells = [
+        np.where(np.asarray(store.labelled)[rows][:, None], np.asarray(labels_of(store))[rows], UNKNOWN).astype(np.int8) for store, rows in stores
+    ]
+    if len(stores) == 2:
+        require_same_classes(classes[0], classes[1], "text", "image")
+        differing = np.flatnonzero(((cells[0] != cells[1]) & (cells[0] != UNKNOWN) & (cells[1] != UNKNOWN)).any(axis=1) & kept)
+        if len(differing):
+            first = differing[0]
+            example = image_store.ids[int(image_rows[first])]
+            names = [", ".join(np.array(classes[0])[own[first] == 1]) or "none" for own in cells]
+            raise ProbeError(
+                f"labels disagree for {len(differing)} of {int(kept.sum())} samples; {example!r} has {names[0]} in the image store and {names[1]} "
+                "in the text store. Extract both from the same annotations."
+            )
+        cells = [np.where(cells[0] != UNKNOWN, cells[0], cells[1])]
+    known = (cells[0] != UNKNOWN).any(axis=1)
+    return cells[0], classes[0], known
 
 
 class FusionProbe(TrainedProbe):

@@ -25,7 +25,7 @@ def require_same(train: FeatureStore, other: FeatureStore, name: str, *, allow_m
         require_same_recipe(train, other, name, " (from Python, allow_mixed=True lets them meet)")
 
 
-def require_same_classes(train: Sequence[str], other: Sequence[str], name: str) -> None:
+def require_same_classes(train: Sequence[str], other: Sequence[str], name: str, against: str = "training") -> None:
     """Raises ProbeError unless the columns of both stores' labels mean the same classes in the same order."""
     mine, theirs = tuple(train), tuple(other)
     if mine == theirs:
@@ -36,7 +36,7 @@ def require_same_classes(train: Sequence[str], other: Sequence[str], name: str) 
         place = next(column for column, pair in enumerate(zip(mine, theirs, strict=False)) if pair[0] != pair[1])
         told = [f"the same ones in another order, from class {place} on: {mine[place]!r} there, {theirs[place]!r} here"]
     raise ProbeError(
-        f"the {name} store has other classes than the training store ({len(theirs)} against {len(mine)}): {'; '.join(told)}. "
+        f"the {name} store has other classes than the {against} store ({len(theirs)} against {len(mine)}): {'; '.join(told)}. "
         "Extract both with the same --classes FILE, one name a line."
     )
 
@@ -161,7 +161,7 @@ def _digests(store: Any, rows: np.ndarray) -> list[bytes | None]:
         return [None] * len(rows)
     read = np.ascontiguousarray(inputs[rows], np.uint8)
     width, text = read.shape[1], read.tobytes()
-    known = list(read.any(axis=1))
+    known = (read != 0).sum(axis=1).tolist()
     return [text[width * row : width * (row + 1)] if known[row] else None for row in range(len(read))]
 
 

@@ -11,7 +11,8 @@ class, and no part is empty. They look at all rows of the store (of a pair, at t
 that a join leaves, so that they too are the same in every verb on that store.
 
 Rows of the same image (the same bytes; in a text store, captions of the same image) are one sample under several ids: they go to one side together,
-by the first of their ids. The same image encoded anew cannot be told from another one.
+by the first of their ids. The same image encoded anew cannot be told from another one, and a text store alone does not know which of its files
+hold the same image: where that matters, give the splits of the image store to both (`splits`, `--splits FILE`).
 """
 
 from __future__ import annotations

@@ -109,7 +109,7 @@ def test_stores_that_cannot_be_joined_say_why(stores, make_store) -> None:
     other = make_store({"b4/t0": problem.x}, problem.y, ids=[f"s{row:04d}.txt" for row in range(30)])
     with pytest.raises(ProbeError, match=re.escape("the image store has 's0000', ..., the text store 's0000.txt', ...")):
         join(image, other)
-    with pytest.raises(ProbeError, match=r"the stores differ in their classes: 4 \(class-0, class-1, class-2, ...\) against 4 \(a, b, c, ...\)"):
+    with pytest.raises(ProbeError, match=r"the text store has other classes than the image store \(4 against 4\): it lacks 'class-0'"):
         join(image, make_store({"b4/t0": problem.x}, problem.y, classes=("a", "b", "c", "d")))
     twice = make_store({"b4/t0": problem.x}, problem.y, ids=["s0000"] * 2 + image.ids[2:])
     with pytest.raises(ProbeError, match="sample id 's0000' stands more than once in the text store"):
@@ -204,3 +204,28 @@ def test_other_settings_are_refused(pair) -> None:
         FusionProbe().fit(np.zeros((3, 3)), np.ones((3, 1)))  # pyright: ignore[reportArgumentType]
     with pytest.raises(ProbeError, match="3 rows of images cannot be paired with 4 of texts"):
         PairedFeatures(np.zeros((3, 2)), np.zeros((4, 2)))
+
+
+def test_cells_that_one_store_does_not_know_come_from_the_other(make_problem, make_store) -> None:
+    problem = make_problem(n=20)
+    image, text = (make_store({tap: problem.x + shift}, problem.y) for tap, shift in (("b1/t0", 0), ("b2/t0", 1)))
+    image.targets, text.targets = problem.y.astype(np.int8), problem.y.astype(np.int8)
+    image.targets[3, 1] = text.targets[4, 2] = -1
+    np.testing.assert_array_equal(join(image, text).labels, problem.y)
+    text.targets[3, 1] = -1
+    assert join(image, text).labels.dtype == np.int8
+    assert np.argwhere(join(image, text).labels == -1).tolist() == [[3, 1]]
+    image.targets[5], text.targets[5] = -1, -1
+    assert join(image, text).dropped["whose labels are unknown"] == 1
+
+
+@pytest.mark.parametrize("kinds", [("text", "sweep"), ("image", "latents"), ("text-sweep", "text")])
+def test_stores_of_the_wrong_modality_are_refused(kinds: tuple[str, str], make_problem, make_store) -> None:
+    problem = make_problem(n=20)
+    stores = [make_store({"b1/t0": problem.x}, problem.y) for _ in kinds]
+    for store, kind in zip(stores, kinds, strict=True):
+        store.manifest = {"recipe": {"graph": {"kind": kind}}}
+    with pytest.raises(ProbeError, match=r"the stores are the wrong way round|was given as the (image|text) store, but it holds features of"):
+        join(*stores)
+    with pytest.raises(ProbeError, match="the text store has several classes of one name: 'a'"):
+        join(make_store({"b1/t0": problem.x}, problem.y), make_store({"b1/t0": problem.x}, problem.y, classes=("a", "b", "a", "c")))
