@@ -31,7 +31,7 @@ def check_model(model: str, weights: str | None) -> None:
             f"export --model dit --weights {quoted(weights or model)}"
         )
     known = (*DIGITS, *PUBLISHED_DIT, "plaid")
-    if weights is None and model not in known:
+    if weights is None and model not in known and model.startswith(("dit", "plaid")):
         near = difflib.get_close_matches(model, known, 1)
         raise ConfigError(
             f"--model {model} has no published weights here{f' (is it {near[0]}?)' if near else ''}. Those with weights: {', '.join(known)}; "
