@@ -61,7 +61,9 @@ class RidgeSolutions:
         return result
 
     def choose(self, x: FeatureMatrix, y: Any, alphas: Sequence[float] = ALPHAS, rows: np.ndarray | None = None) -> tuple[float, list[float]]:
-        """(best alpha, mAP of each) on validation features and labels (-1: unknown). Equal mAP: the larger alpha."""
+        """(best alpha, mAP of each) on validation features and labels (-1: unknown). Of equal mAP the smaller squared
+        error (many alphas may rank all right and answer badly), then the larger alpha.
+        """
         if not len(alphas):
             raise ConfigError("no alpha was given to choose from")
         hot = one_hot(y, self.n_columns) if np.ndim(y) == 1 else y
@@ -71,8 +73,8 @@ class RidgeSolutions:
         if not positive.any():
             raise ProbeError(f"none of the {self.n_columns} classes has a positive among these {len(positive)} samples: nothing can be scored")
         ordered = sorted(alphas)
-        values, _ = self.compare(x, Labels(positive, known, MULTILABEL, ()), ordered, rows)
-        best = max(range(len(ordered)), key=lambda i: (values[i], i))
+        values, errors = self.compare(x, Labels(positive, known, MULTILABEL, ()), ordered, rows)
+        best = max(range(len(ordered)), key=lambda i: (values[i], -errors[i], i))
         by_alpha = dict(zip(ordered, values, strict=True))
         return float(ordered[best]), [by_alpha[alpha] for alpha in alphas]
 

@@ -48,14 +48,16 @@ class Judged:
     by_map: bool
 
     def best(self, *, last: bool) -> int:
-        """The best candidate's place. Of equally good ones the last or the first. Raises ProbeError where none could be judged."""
+        """The best candidate's place. Of equal mAP the smaller loss (many penalties may rank all right and answer badly), then the last or the
+        first. Raises ProbeError where none could be judged.
+        """
         value, second = self._goodness(), -np.asarray(self.losses)
         if np.isnan(value).all():
             raise ProbeError("none of the candidates gave finite scores: look at the features, or give the penalty or learning rate yourself")
         tied = np.flatnonzero(value >= np.nanmax(value) - 1e-12)
-        if last or not self.by_map:
-            return int(tied[-1] if last else tied[0])
-        return int(tied[np.nanargmax(second[tied])])
+        if self.by_map and not np.isnan(second[tied]).all():
+            tied = tied[second[tied] >= np.nanmax(second[tied])]
+        return int(tied[-1 if last else 0])
 
     def at_an_edge(self, place: int) -> bool:
         """Whether `place` is the first or last of several and better than the one beside it by more than `EDGE_GAIN`."""

@@ -45,7 +45,7 @@ class ProbeOptions:
         given = {name: getattr(self, name) for name in TAKES[method] if getattr(self, name) is not None}
         if "lr" in given:
             rates = _numbers(given["lr"], "--lr")
-            given["lr"] = rates if len(rates) > 1 else rates[0]
+            given["lr"] = rates[0] if len(rates) == 1 else rates
         if "alphas" in given:
             given["alphas"] = _numbers(given["alphas"], "--alphas")
         return given

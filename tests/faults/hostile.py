@@ -278,14 +278,13 @@ def _extracting(source: Path, out: Path) -> Callable[[], Any]:
 
 
 def _feeder(engine: Any) -> Callable[[Any], list[Any]]:
-    from concurrent.futures import ThreadPoolExecutor
-
     from difffeat.runtime.batches import ImageFeeder
+    from difffeat.runtime.decoding import DecodePool
 
     def feed(samples: Any) -> list[Any]:
-        feeder = ImageFeeder(engine, 2, "center")
+        feeder = ImageFeeder(engine, 2, "center", "shown")
         (batch,), _ = feeder.plan(samples)
-        with ThreadPoolExecutor(1) as pool:
+        with DecodePool(1) as pool:
             feeder.start(batch, pool)
             return feeder.finish(batch).failures
 

@@ -213,7 +213,9 @@ def test_cells_that_one_store_does_not_know_come_from_the_other(make_problem, ma
     image.targets[3, 1] = text.targets[4, 2] = -1
     np.testing.assert_array_equal(join(image, text).labels, problem.y)
     text.targets[3, 1] = -1
-    assert join(image, text).labels.dtype == np.int8
+    joined = join(image, text).labels
+    assert joined is not None
+    assert joined.dtype == np.int8
     assert np.argwhere(join(image, text).labels == -1).tolist() == [[3, 1]]
     image.targets[5], text.targets[5] = -1, -1
     assert join(image, text).dropped["whose labels are unknown"] == 1
