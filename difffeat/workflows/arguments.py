@@ -12,12 +12,14 @@ from difffeat.errors import ConfigError, SourceError
 from difffeat.recognise import not_a_source, quoted, recognise
 from difffeat.runtime.blobs import FileBlob
 from difffeat.runtime.files import LOCK, TEMPORARY
-from difffeat.runtime.manifest import MANIFEST
+from difffeat.runtime.manifest import MANIFEST, SAMPLES
+from difffeat.runtime.origin import ORIGIN
 from difffeat.runtime.remote import is_url
 from difffeat.runtime.samples import Source
 from difffeat.runtime.sources_options import SourceOptions
 from difffeat.workflows.loading import DIGITS, PUBLISHED_DIT
 
+SHARDS, RECEIPTS = "shards", "receipts"
 LOOKED_FOR = 100
 """Images of a list that are looked for before an extraction is begun."""
 
@@ -62,8 +64,7 @@ def check_store_place(out: Path, source: str) -> None:
     """Raises ConfigError, before any work, where a store cannot lie at `out`, or would lie among the files of its own source."""
     thing, place = recognise(out), out.expanduser().resolve()
     if thing.kind not in ("nothing", "empty", "store", "latent cache", "unreadable") and not (place / MANIFEST).is_file():
-        held = any(not path.name.endswith(TEMPORARY) and path.name != LOCK for path in place.iterdir()) if place.is_dir() else True
-        if held:
+        if not _was_begun(place):
             raise ConfigError(f"-o {out} {thing.words}; a feature store needs a folder of its own. Choose another -o, for example features/NAME.")
     for folder in place.parents:
         if folder.exists() and not folder.is_dir():
@@ -86,6 +87,13 @@ def check_images_are_there(listed: Source, source: str, options: SourceOptions, 
     raise SourceError(
         f"{source} names {len(listed)} images, and of the first {len(looked_for)} none is there; the first is {looked_for[0]}: {advice}."
     )
+
+
+def _was_begun(place: Path) -> bool:
+    """Whether a folder holds no more than a run leaves that was stopped before its manifest stood."""
+    folders = {place / SHARDS, place / RECEIPTS}
+    own = {place / name for name in ((SAMPLES, ORIGIN, LOCK) if all(folder.is_dir() for folder in folders) else (LOCK,))}
+    return place.is_dir() and all(path in folders if path.is_dir() else path in own or path.name.endswith(TEMPORARY) for path in place.rglob("*"))
 
 
 def _is_ours(folder: Path) -> bool:

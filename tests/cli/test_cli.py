@@ -295,8 +295,12 @@ def test_probe_chooses_a_tap_and_reports_it_once(run: Run, stores: tuple[Path, P
 def test_fuse_compares_with_each_modality(run: Run, stores: tuple[Path, Path]) -> None:
     result = run("fuse", *stores, "--image-tap", "b2/t30", "--text-tap", "b2/t0", "--width", "16", "--json")
     assert result.code == 0, result.err
-    assert set(result.json["mAP"]) == {"image", "text", "concatenation (ridge)", "fusion by add"}
-    assert set(result.json["gain"]) == {"image", "text"}
+    adam = {f"{inputs} (Adam)" for inputs in ("image", "text", "fusion by add", "fusion by concat")}
+    assert set(result.json["mAP"]) == adam | {f"{inputs} (ridge)" for inputs in ("image", "text", "fusion by concat")}
+    assert {(one["method"], one["of"], one["less"]) for one in result.json["differences"]} >= {
+        ("adam", "fusion by add", "text"),
+        ("ridge", "fusion by concat", "image"),
+    }
     missing = run("fuse", *stores)
     assert missing.code == 2
     assert "has 9 taps; say which with --image-tap, one of: b0/t0" in missing.err

@@ -137,8 +137,8 @@ def _images(size: Size) -> dict[str, Case]:
         "PNG just beyond the limit": png_header(side + 1, side + 1),
     }
     cases = {name: Case(_decoding(data), "ImageTooLarge") for name, data in whole.items()}
-    cases["PNG whose text unpacks to 256 MiB"] = Case(_decoding(_text_bomb(256)), "DecodeError")
-    cases["PNG whose colour profile unpacks to 256 MiB"] = Case(_decoding(_profile_bomb(256)), "DecodeError")
+    cases["PNG whose text would unpack to 256 MiB"] = Case(_decoding(_text_bomb(256)), "")
+    cases["PNG whose colour profile would unpack to 256 MiB"] = Case(_decoding(_profile_bomb(256)), "")
     if size == "long":
         cases["PNG as large as the limit, one bit deep"] = Case(_decoding(_plain("1", side)), "", mib=MAX_PIXELS * 9 / 2**20)
         cases["PNG as large as the limit, transparent"] = Case(_decoding(_plain("RGBA", side)), "", mib=MAX_PIXELS * 17 / 2**20)

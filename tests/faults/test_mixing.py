@@ -44,6 +44,7 @@ GRAPH_CASES: dict[str, Any] = {
     "precision": "fp16",
     "calibration": "c" * 64,
     "options": {"fp32_parts": ["norm"]},
+    "diffusion": {"schedule": "linear beta"},
 }
 RUN_CASES: dict[str, Any] = {
     "seed": 1,
