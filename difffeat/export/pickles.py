@@ -162,7 +162,7 @@ def load_pickle(path: Path, kind: str) -> Any:
             f"reading torch files safely needs torch 2.10 or newer, this is {torch.__version__}. Upgrade torch, or convert {path} to safetensors."
         )
     names = _globals(path, kind)
-    known = [(stand, name) for name in names if (stand := stand_in(name)) is not None]
+    known: list[Any] = [(stand, name) for name in names if (stand := stand_in(name)) is not None]
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(known):
             warnings.simplefilter("ignore", UserWarning)  # torch warns of foreign pickle protocols just before it refuses them

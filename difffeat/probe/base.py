@@ -10,7 +10,7 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
@@ -284,7 +284,7 @@ class Probe(ClassifierMixin, BaseEstimator):
         if isinstance(given, np.ndarray) and given.dtype.kind in "mMV":
             raise FeatureTypeError(f"features must be numbers, got {given.dtype}")
         try:
-            array = validate_data(self, given, reset=reset, accept_sparse="csr", ensure_all_finite=False)
+            array: Any = validate_data(cast("Any", self), cast("Any", given), reset=reset, accept_sparse="csr", ensure_all_finite=False)
         except TypeError as error:
             raise FeatureTypeError(str(error)) from None
         except ValueError as error:

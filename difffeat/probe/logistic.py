@@ -117,7 +117,7 @@ class LogisticProbe(Probe):
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import LogisticRegression
 
-        model = LogisticRegression(max_iter=self.max_iter, warm_start=True)
+        model: Any = LogisticRegression(max_iter=self.max_iter, warm_start=True)
         for c in cs:
             model.set_params(C=c)
             with warnings.catch_warnings(record=True) as caught:

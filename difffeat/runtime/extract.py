@@ -94,7 +94,7 @@ def extract(
         write_summary(summary, files)
         ledger.require_whole()
     if not allow_unknown:
-        require_few_unknown(summary.tokens, summary.unknown, f"in {out}, which is finished,")
+        require_few_unknown(summary.tokens, summary.unknown, summary.samples, f"in {out}, which is finished,")
     return summary
 
 

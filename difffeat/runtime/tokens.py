@@ -12,8 +12,8 @@ import numpy as np
 from difffeat.errors import CaptionError, SourceError, UnknownTokens
 from difffeat.runtime.samples import Sample
 
-MOSTLY = 0.5
-"""Share of unknown tokens beyond which captions are not what the model reads."""
+MOSTLY, NEARLY_ALL, SEVERAL = 0.5, 0.8, 5
+"""Shares of unknown tokens beyond which captions are not what the model reads: of `SEVERAL` captions or more, and of fewer."""
 LOOKED_AT = 1000
 """Captions, evenly spread over a source, that are looked at before it is extracted."""
 FEW = 20
@@ -111,14 +111,19 @@ def require_known(captions: Captions, samples: Sequence[Sample], *, allow: bool,
         forms.add(ids.tobytes())
         example = example or (captions.text(sample)[:80] if count else "")
     if not allow:
-        require_few_unknown(tokens, unknown, f"of captions such as {example!r}")
+        require_few_unknown(tokens, unknown, len(texts), f"of captions such as {example!r}")
     if len(texts) >= FEW and 2 * len(forms) < len(texts):
         say(f"{len(texts)} different captions were looked at, and they are {len(forms)} to the model: it tells no more of them apart")
 
 
-def require_few_unknown(tokens: int, unknown: int, what: str) -> None:
-    """Raises UnknownTokens."""
-    if unknown > MOSTLY * tokens:
+def mostly_unknown(tokens: int, unknown: int, captions: int) -> bool:
+    """Whether captions are unknown to a tokenizer on the whole. Of few captions it takes a larger share: three of them may well be odd."""
+    return unknown > (MOSTLY if captions >= SEVERAL else NEARLY_ALL) * tokens
+
+
+def require_few_unknown(tokens: int, unknown: int, captions: int, what: str) -> None:
+    """Raises UnknownTokens where most tokens of so many captions are."""
+    if mostly_unknown(tokens, unknown, captions):
         raise UnknownTokens(
             f"{unknown} of {tokens} tokens {what} are unknown to this artifact's tokenizer, so features hardly depend on them. Take a text backbone "
             "whose vocabulary fits (the bundled plaid-digits knows some fifty words), or pass --allow-unknown to extract them all the same."

@@ -63,9 +63,9 @@ def check_arguments(verb: str, artifact: Path | None, source: str | None) -> Non
 def check_store_place(out: Path, source: str) -> None:
     """Raises ConfigError, before any work, where a store cannot lie at `out`, or would lie among the files of its own source."""
     thing, place = recognise(out), out.expanduser().resolve()
-    if thing.kind not in ("nothing", "empty", "store", "latent cache", "unreadable") and not (place / MANIFEST).is_file():
-        if not _was_begun(place):
-            raise ConfigError(f"-o {out} {thing.words}; a feature store needs a folder of its own. Choose another -o, for example features/NAME.")
+    free = thing.kind in ("nothing", "empty", "store", "latent cache", "unreadable") or (place / MANIFEST).is_file() or _was_begun(place)
+    if not free:
+        raise ConfigError(f"-o {out} {thing.words}; a feature store needs a folder of its own. Choose another -o, for example features/NAME.")
     for folder in place.parents:
         if folder.exists() and not folder.is_dir():
             raise ConfigError(f"{folder}, where -o {out} would lie, is a file. Choose another -o.")

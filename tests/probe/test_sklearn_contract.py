@@ -12,7 +12,8 @@ from typing import Any, cast
 import joblib
 import numpy as np
 import pytest
-from sklearn.base import clone, is_classifier
+from sklearn.base import clone as sklearn_clone
+from sklearn.base import is_classifier
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.datasets import load_iris
 from sklearn.exceptions import DataConversionWarning, NotFittedError
@@ -32,6 +33,7 @@ from difffeat.probe.linear import LinearProbe
 from difffeat.probe.logistic import LogisticProbe
 from difffeat.probe.ridge import RidgeProbe
 
+clone: Any = sklearn_clone
 PROBES = [LinearProbe(lr=0.1), RidgeProbe(), LogisticProbe(c=1.0)]
 quiet = pytest.mark.filterwarnings("ignore::difffeat.errors.ProbeWarning")
 
@@ -59,7 +61,7 @@ for probe in (LinearProbe(), RidgeProbe(), LogisticProbe()):
 
 @pytest.fixture(scope="module")
 def iris() -> tuple[np.ndarray, np.ndarray]:
-    data = load_iris()
+    data: Any = load_iris()
     return data.data, data.target_names[data.target]
 
 
@@ -190,7 +192,7 @@ def test_names_of_columns_are_kept_and_held_to(iris: tuple[np.ndarray, np.ndarra
     pandas = pytest.importorskip("pandas")
     x, names = iris
     frame = pandas.DataFrame(x, columns=list("abcd"))
-    probe = RidgeProbe(alphas=[0.1]).fit(frame, pandas.Series(names, dtype="category"))
+    probe: Any = RidgeProbe(alphas=[0.1]).fit(frame, pandas.Series(names, dtype="category"))
     assert probe.feature_names_in_.tolist() == list("abcd")
     with pytest.raises(ProbeError, match="feature names should match"):
         probe.predict(frame[["b", "a", "c", "d"]])
