@@ -13,6 +13,7 @@ from difffeat.errors import ConfigError
 __all__ = ["ENGINES", "Artifact", "Engine", "EngineOptions", "Pending", "TensorSpec", "open_engine"]
 
 ENGINES = ("ort", "torch", "trt", "rtx")
+MOST_THREADS = 1024
 
 
 def open_engine(
@@ -35,8 +36,8 @@ def open_engine(
     chosen = options or EngineOptions()
     if engine not in ENGINES:
         raise ConfigError(f"engine must be one of {', '.join(ENGINES)}; got {engine!r}")
-    if threads is not None and threads < 1:
-        raise ConfigError(f"threads must be at least 1, got {threads}; leave it out for the runtime's choice")
+    if threads is not None and not 1 <= threads <= MOST_THREADS:
+        raise ConfigError(f"--threads must lie in 1..{MOST_THREADS}, got {threads}; leave it out for the runtime's choice")
     chosen.require_for(engine)
     opened, path = resolve(artifact, graph)
     if engine != "ort":

@@ -113,7 +113,7 @@ def bootstrap_interval(
     # A skewed resampling may have its mean beyond a percentile: the score stays inside its own interval.
     ends = max(0.0, min(value, value + low - mean)), min(1.0, max(value, value + high - mean))
     rare = rare_classes(labels, classes) if metric in PER_CLASS else {}
-    notes = (*_notes(n, ends), *((rare_text(rare),) if rare else ()))
+    notes = (*_notes(n, ends), *_level_notes(scores), *((rare_text(rare),) if rare else ()))
     return Interval(metric, value, *ends, level, used, mean - value, rare=rare, notes=notes)
 
 
@@ -141,6 +141,14 @@ def _notes(n: int, ends: tuple[float, float]) -> list[str]:
     if ends[0] == ends[1]:
         found.append("every resample scores the same: the interval has no width and says nothing of other samples")
     return found
+
+
+def _level_notes(scores: Any) -> list[str]:
+    """Where a system gives all samples one score."""
+    spread = np.ptp(np.asarray(scores), axis=0)
+    level, total = int((spread == 0).sum()), np.size(spread)
+    which = "every class" if level == total else f"{level} of {total} classes"
+    return [f"all samples have the same score in {which}: these features are constant, or nothing was learned from them"] if level else []
 
 
 def paired_bootstrap(

@@ -19,6 +19,7 @@ from difffeat.probe.training import TrainedProbe
 OPTIMISTIC = (
     "numbers on validation are for choosing: penalty or learning rate (and of several taps the tap) were chosen on these rows, which flatters them"
 )
+LEAST_EPOCHS = 4
 TIES = "of equal ones the smaller block, then the smaller timestep"
 
 
@@ -32,6 +33,13 @@ def choice_of(probe: Probe) -> dict[str, Any]:
 def choice_text(choice: Mapping[str, Any]) -> str:
     """`lr 0.01`, and that it was given where it was."""
     return f"{choice['name']} {choice['value']:.3g}{'' if choice['candidates'] else ' (given)'}"
+
+
+def brief_notes(probe: Probe) -> list[str]:
+    """That a training was too short to see how its loss goes on."""
+    if not isinstance(probe, TrainedProbe) or probe.epochs >= LEAST_EPOCHS:
+        return []
+    return [f"{probe.epochs} epoch{'s are' if probe.epochs > 1 else ' is'} too few to see whether the loss is still falling. Raise --epochs."]
 
 
 def _parameter(probe: Probe) -> tuple[str, float, Sequence[float]]:

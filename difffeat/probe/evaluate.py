@@ -18,7 +18,7 @@ from difffeat.errors import ConfigError, ProbeError
 from difffeat.probe.base import Probe
 from difffeat.probe.bootstrap import bootstrap_interval
 from difffeat.probe.cautions import cautions, require_distinct_classes, require_learnable
-from difffeat.probe.choices import OPTIMISTIC, TIES, choice_of, edge_text, is_at_edge
+from difffeat.probe.choices import OPTIMISTIC, TIES, brief_notes, choice_of, edge_text, is_at_edge
 from difffeat.probe.data import FeatureStore
 from difffeat.probe.factory import make_probe
 from difffeat.probe.metrics import THRESHOLD, multi_label_report
@@ -99,7 +99,7 @@ def probe_store(
         "threshold": THRESHOLD,
         "metrics": multi_label_report(part.labels, scores, probe.probabilities(scores)),
         "interval": interval.to_dict(),
-        "notes": [*parts.notes, *probe.notes_, *interval.notes, *flattering],
+        "notes": [*parts.notes, *probe.notes_, *brief_notes(probe), *interval.notes, *flattering],
     }
     if isinstance(probe, RidgeProbe):
         result["alpha"] = probe.alpha_

@@ -22,6 +22,8 @@ HOLDOUT = 0.2
 ON_HOLDOUT = f"a held-out {HOLDOUT:.0%} of the training rows"
 ON_VALIDATION = "validation"
 
+NARROW = 1e3
+"""A grid that spans less than this factor says nothing of what lies beyond, where all of it ranks alike."""
 EDGE_GAIN = 1e-3
 """A choice at the edge of its grid is said when it is better than its neighbour by more than this: 0.1 points of mAP, or this share of the loss."""
 
@@ -67,6 +69,11 @@ class Judged:
         beside = value[1 if place == 0 else place - 1]
         unit = 1.0 if self.by_map else abs(value[place])
         return bool(np.isnan(beside) or value[place] - beside > EDGE_GAIN * unit)
+
+    def tells_nothing(self) -> bool:
+        """Whether several candidates, none of them nearly perfect, are alike: the choice among them is one of chance."""
+        value = np.asarray(self.maps)
+        return self.by_map and len(value) > 1 and bool(np.nanmax(value) - np.nanmin(value) <= EDGE_GAIN and np.nanmax(value) < 1 - EDGE_GAIN)
 
     def _goodness(self) -> np.ndarray:
         return np.asarray(self.maps) if self.by_map else -np.asarray(self.losses)
@@ -124,6 +131,8 @@ def _ap(truth: np.ndarray, ranked: np.ndarray) -> float:
 
 def edge_note(name: str, grid: Sequence[float], place: int, judged: Judged) -> list[str]:
     """A sentence where the choice lies at an edge of its grid and a wider grid might do better."""
+    if judged.tells_nothing() and grid[-1] < NARROW * grid[0]:
+        return [f"{name} {grid[0]:g}..{grid[-1]:g} rank alike, from edge to edge: values beyond may be better. Pass a wider grid."]
     if not judged.at_an_edge(place):
         return []
     side, where = ("lower", "smaller") if place == 0 else ("upper", "larger")

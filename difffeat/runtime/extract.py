@@ -30,6 +30,7 @@ from difffeat.runtime.tokens import require_few_unknown, require_known
 from difffeat.runtime.writer import StoreWriter
 
 MAX_BAD_FRACTION = 0.5
+MOST_BATCH = 1 << 16
 
 
 def extract(
@@ -102,6 +103,8 @@ def check_source(recipe: GraphRecipe, source: Source, batch_size: int | None, sh
     """Raises ConfigError and SourceFormatError for what could only fail later."""
     if shard_size < 1 or (batch_size is not None and batch_size < 1):
         raise ConfigError(f"batch size and shard size must be at least 1, got {batch_size} and {shard_size}")
+    if batch_size is not None and batch_size > MOST_BATCH:
+        raise ConfigError(f"--batch-size {batch_size} is more than an engine holds in memory at once; the most is {MOST_BATCH}")
     if not 0 <= max_bad_fraction <= 1:
         raise ConfigError(f"--max-bad-fraction must lie in 0..1, got {max_bad_fraction:g}")
     if recipe.takes_text:

@@ -7,7 +7,8 @@ from typing import Any
 
 from difffeat.recipe import GraphRecipe
 
-SD_CHANNELS = 4
+SD_CHANNELS, SD_FACTOR, SD_SCALE = 4, 8, 0.18215
+"""Of Stable Diffusion's autoencoder, which made the latents that DiT was trained on."""
 FAMILIES = {"dit": "DiT", "plaid": "Plaid"}
 
 
@@ -23,6 +24,8 @@ def dit_diffusion(weights: Any, vae: Any | None) -> dict[str, Any]:
         factor = downsampling(vae.config)
         latents |= {"factor": factor, "pixels": config.input_size * factor, "scaling_factor": vae.scaling_factor}
         latents |= {"shift_factor": vae.shift_factor} if vae.shift_factor is not None else {}
+    elif config.in_channels == SD_CHANNELS:
+        latents |= {"factor": SD_FACTOR, "pixels": config.input_size * SD_FACTOR, "scaling_factor": SD_SCALE, "autoencoder": "assumed"}
     found: dict[str, Any] = {
         "schedule": f"linear beta 0.0001..0.02 in {DIT_STEPS} steps, variance preserving",
         "prediction": "epsilon",
@@ -64,8 +67,11 @@ def _latents(said: Mapping[str, Any]) -> str:
     shape = f"{said['channels']} channels of {said['side']} × {said['side']}"
     if "factor" not in said and said["channels"] != SD_CHANNELS:
         return f"{shape}; no autoencoder is given, and Stable Diffusion's has {SD_CHANNELS} channels: which one made these latents is not known"
-    if "factor" not in said:
-        return f"{shape}; no autoencoder is given: Stable Diffusion's is assumed ({said['side'] * 8} pixels at a factor of 8, scaled by 0.18215)"
+    if said.get("autoencoder") == "assumed" or "factor" not in said:
+        return (
+            f"{shape}; no autoencoder is given: Stable Diffusion's is assumed ({said['side'] * SD_FACTOR} pixels at a factor of {SD_FACTOR}, "
+            f"scaled by {SD_SCALE})"
+        )
     shift = f", shifted by {said['shift_factor']:g}" if said.get("shift_factor") else ""
     pixels = f"{said['pixels']} × {said['pixels']} pixels"
     return f"{shape}, factor {said['factor']}: pictures of {pixels}; scaled by {said['scaling_factor']:g}{shift}"

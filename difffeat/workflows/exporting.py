@@ -64,7 +64,7 @@ class ExportOptions:
         if not 0 <= self.noise_seed < 2**63:
             raise ConfigError(f"--noise-seed must lie in 0..2^63-1, got {self.noise_seed}")
         if self.ddim_steps < 1:
-            raise ConfigError(f"ddim takes at least one step, got {self.ddim_steps}")
+            raise ConfigError(f"--ddim-steps must be at least 1, got {self.ddim_steps}")
         if self.ddim_steps > MOST_STEPS or len(self.timesteps) > MOST_STEPS or len(self.blocks) > MOST_STEPS:
             raise ConfigError(
                 f"at most {MOST_STEPS} steps, timesteps or blocks, got {self.ddim_steps}, {len(self.timesteps)} and {len(self.blocks)}."

@@ -21,6 +21,7 @@ from difffeat.workflows.probe_stores import (
     one_tap,
     pair_of,
     require_distinct,
+    require_whole_pairs,
     results_folder,
     splits_beside,
     splits_of,
@@ -49,12 +50,13 @@ def run_fuse(
     """Train the fused classifier; beside it, on the same rows and by each method, image alone, text alone and the other fusions."""
     out = results_folder(output, f"fusion-{image_store.name}", seed)
     given = {"the image store": image_store, "the text store": text_store, "--validation-image": validation_image, "--test-image": test_image}
+    require_whole_pairs(validation=(validation_image, validation_text), test=(test_image, test_text))
     require_distinct({**given, "--validation-text": validation_text, "--test-text": test_text})
     asked = Asked.checked(method, fusion, width, seed, options or ProbeOptions())
     stores = features_of(image_store), features_of(text_store)
     taps = one_tap(stores[0], image_tap, "--image-tap"), one_tap(stores[1], text_tap, "--text-tap")
     made = pair_splits(
-        stores, validation=pair_of(validation_image, validation_text, "validation"), test=pair_of(test_image, test_text, "test"), seed=seed,
+        stores, validation=pair_of(validation_image, validation_text), test=pair_of(test_image, test_text), seed=seed,
         splits=splits_of(splits_file), allow_shared=allow_shared,
     )  # fmt: skip
     splits, summary = made.parts, made.summary
@@ -65,6 +67,8 @@ def run_fuse(
     classes = PerClass.of(splits["test"].labels, by_name, splits["train"].joined.classes)
     about = {"seed": seed, "join": summary, "taps": list(taps), "saved": asked.saved, "settings": fused.settings(), "per_class": classes.to_list()}
     notes = list(dict.fromkeys([*made.notes, *notes_of(systems, found["mAP"], kept)]))
+    gains = [one for one in found["differences"] if one["method"] == asked.methods[0] and one["of"] == f"fusion by {asked.kind}"]
+    about["gain"] = {one["less"]: one for one in gains if one["less"] in ("image", "text")}
     result = {**_origin(splits), **about, "split": dict(made.record), **found, "notes": notes}
     stored = {"image": image_store, "text": text_store, "validation image": validation_image, "validation text": validation_text}
     result["provenance"] = provenance({**stored, "test image": test_image, "test text": test_text, "splits": splits_file})

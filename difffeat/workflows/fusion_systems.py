@@ -15,7 +15,7 @@ import numpy as np
 from difffeat.errors import ConfigError
 from difffeat.probe.base import Probe
 from difffeat.probe.bootstrap import bootstrap_interval, paired_bootstrap
-from difffeat.probe.choices import choice_of, choice_text, warnings_kept
+from difffeat.probe.choices import brief_notes, choice_of, choice_text, warnings_kept
 from difffeat.probe.factory import make_probe
 from difffeat.probe.fusion import KINDS, FusionProbe
 from difffeat.workflows.pairs import Split
@@ -137,14 +137,14 @@ def _pairs(systems: Mapping[str, System]) -> list[tuple[System, System]]:
 
 def table(result: Mapping[str, Any]) -> list[str]:
     """Systems and differences as aligned text."""
-    lines = ["  test mAP, each with its own learning rate or penalty, chosen on validation where it was not given:"]
+    lines = ["each with its own learning rate or penalty, chosen on validation where it was not given:"]
     for name, interval in result["mAP"].items():
-        lines.append(f"    {name:{WIDEST}} {interval_text(interval)}   {choice_text(result['chosen'][name])}")
-    lines.append("  differences, of two by one method on the same samples:")
+        lines.append(f"  {name + ':':{WIDEST}} test mAP {interval_text(interval)}   {choice_text(result['chosen'][name])}")
+    lines.append("differences, each of two by one method on the same samples:")
     for value in result["differences"]:
         alone = " alone" if value["less"] in ("image", "text") else ""
-        name = f"{NAMES[value['method']]}: {value['of']} less {value['less']}{alone}"
-        lines.append(f"    {name:46} {interval_text(value, 'difference')}")
+        name = f"{value['of']} less {value['less']}{alone} ({NAMES[value['method']]}):"
+        lines.append(f"  {name:{2 * WIDEST - 6}} {interval_text(value, 'difference')}")
     return lines
 
 
@@ -152,6 +152,6 @@ def notes_of(systems: Mapping[str, System], intervals: Mapping[str, Any], kept: 
     """What each fit and interval says of itself; the same words of several once."""
     by_note: dict[str, list[str]] = {}
     for name, system in systems.items():
-        for note in (*system.probe.notes_, *intervals[name]["notes"]):
+        for note in (*system.probe.notes_, *brief_notes(system.probe), *intervals[name]["notes"]):
             by_note.setdefault(note, []).append(name)
     return [f"{note} ({', '.join(names) if len(names) < len(systems) else 'all'})" for note, names in by_note.items()] + list(kept)

@@ -93,6 +93,7 @@ def load_backbone(
 
     Raises ConfigError and WeightsError with its subclasses.
     """
+    require("export", f"Loading {model}", "torch")  # whose networks the names are held against
     _check_names(model, heads, assume)
     pins = Pins(
         revision=revision, sha256=sha256, vae_revision=vae_revision, vae_sha256=vae_sha256, tokenizer_sha256=tokenizer_sha256

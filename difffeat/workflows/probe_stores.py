@@ -38,13 +38,16 @@ def features_of(path: Path) -> Store:
     return store
 
 
-def pair_of(image: Path | None, text: Path | None, name: str) -> tuple[Store, Store] | None:
-    """Both stores of a part, or None. Raises ConfigError where one was given without the other."""
-    if image is None and text is None:
-        return None
-    if image is None or text is None:
-        raise ConfigError(f"give both --{name}-image and --{name}-text, or neither")
-    return features_of(image), features_of(text)
+def require_whole_pairs(**parts: tuple[Path | None, Path | None]) -> None:
+    """Raises ConfigError where a part's image store was given without its text store, or the other way round. `parts`: name -> (image, text)."""
+    for name, (image, text) in parts.items():
+        if (image is None) != (text is None):
+            raise ConfigError(f"give both --{name}-image and --{name}-text, or neither")
+
+
+def pair_of(image: Path | None, text: Path | None) -> tuple[Store, Store] | None:
+    """Both stores of a part, or None."""
+    return None if image is None or text is None else (features_of(image), features_of(text))
 
 
 def require_distinct(stores: Mapping[str, Path | None]) -> None:

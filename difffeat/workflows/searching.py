@@ -23,6 +23,7 @@ from difffeat.workflows.probe_stores import (
     notes_text,
     pair_of,
     require_distinct,
+    require_whole_pairs,
     results_folder,
     splits_beside,
     splits_of,
@@ -54,10 +55,11 @@ def run_search(
     if strategy not in STRATEGIES:
         raise ConfigError(f"strategy must be local, grid or halving, got {strategy!r}")
     given = {"the image store": image_store, "the text store": text_store, "--validation-image": validation_image, "--test-image": test_image}
+    require_whole_pairs(validation=(validation_image, validation_text), test=(test_image, test_text))
     require_distinct({**given, "--validation-text": validation_text, "--test-text": test_text})
     stores = features_of(image_store), features_of(text_store)
     asked = pair_splits(
-        stores, validation=pair_of(validation_image, validation_text, "validation"), test=pair_of(test_image, test_text, "test"), seed=seed,
+        stores, validation=pair_of(validation_image, validation_text), test=pair_of(test_image, test_text), seed=seed,
         splits=splits_of(splits_file), allow_shared=allow_shared,
     )  # fmt: skip
     train, held, test = (asked.parts[name] for name in SPLITS)
@@ -84,7 +86,7 @@ def run_search(
     metrics = write_metrics(out, result, "search.json", beside=["search-splits.json"])
     ids = splits_beside(metrics, "search", "search-splits", asked.ids, asked.record)
     counts = ", ".join(f"{count} {kind}" for kind, count in found.counts.items())
-    tested = "no test rows" if scored is None else f"mAP {interval_text(scored)} on {len(test.rows)} test rows that no selection saw"
+    tested = "no test rows" if scored is None else f"test mAP {interval_text(scored)} on {len(test.rows)} rows that no selection saw"
     lines = [
         f"best pair: {found.image_tap} + {found.text_tap}, validation mAP {100 * found.value:.2f} ({len(held.rows)} rows, on which it was chosen)",
         f"  {tested} (ridge on both, fitted on train, its penalty chosen on validation)",

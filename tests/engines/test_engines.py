@@ -228,9 +228,9 @@ def test_an_unknown_engine_is_told() -> None:
         opened("text", "tf")
 
 
-@pytest.mark.parametrize("threads", [0, -1])
-def test_threads_are_counted_from_one(threads: int) -> None:
-    with pytest.raises(ConfigError, match=f"threads must be at least 1, got {threads}"):
+@pytest.mark.parametrize("threads", [0, -1, 10**6])
+def test_threads_are_counted_from_one_and_bounded(threads: int) -> None:
+    with pytest.raises(ConfigError, match=rf"--threads must lie in 1\.\.1024, got {threads}"):
         open_engine(exported("text"), threads=threads)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
 
-from difffeat.errors import ConfigError, ProbeError
+from difffeat.errors import ConfigError, ProbeError, ProbeWarning
 from difffeat.probe import data
 from difffeat.probe.metrics import mean_average_precision
 from difffeat.probe.ridge import ALPHAS, RidgeProbe, ridge_path
@@ -51,10 +51,16 @@ def test_alpha_is_the_one_with_the_best_map_on_validation(make_problem) -> None:
     assert probe.selected_on_ == "validation"
 
 
-def test_equal_scores_take_the_larger_alpha(make_problem) -> None:
+def test_equal_ranks_take_the_smaller_error(make_problem) -> None:
     problem = make_problem(n=200, width=1, classes=1)
-    path = ridge_path(problem.x, problem.y)  # one dimension: every alpha ranks alike
-    assert path.choose(problem.x, problem.y, [0.1, 10.0, 1.0])[0] == 10.0
+    path = ridge_path(problem.x, problem.y)  # one dimension: every alpha ranks alike, and the larger ones answer the mean
+    assert path.choose(problem.x, problem.y, [0.1, 10.0, 1.0])[0] == 0.1
+
+
+def test_a_narrow_grid_whose_alphas_rank_alike_is_said(make_problem) -> None:
+    problem, held = make_problem(n=200, width=1, classes=1), make_problem(n=200, width=1, classes=1, seed=1)
+    with pytest.warns(ProbeWarning, match=r"alpha 0\.1\.\.10 rank alike, from edge to edge: values beyond may be better"):
+        RidgeProbe(alphas=[0.1, 1.0, 10.0]).fit(problem.x, problem.y, classes=["a"], validation=(held.x, 1 - held.y))
 
 
 def test_without_validation_a_fifth_of_train_is_held_out_and_said_so(make_problem) -> None:

@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import average_precision_score
 
 from difffeat.errors import ProbeError, ProbeWarning
-from difffeat.probe import ridge_path as ridge_module
+from difffeat.probe import ridge_solutions as ridge_module
 from difffeat.probe import training
 from difffeat.probe.factory import load_probe
 from difffeat.probe.fusion import FusionProbe, PairedFeatures
@@ -145,7 +145,8 @@ def test_an_edge_counts_by_what_lies_beside_it() -> None:
     assert not Judged([0.4], [1], True).at_an_edge(0)
     nan = float("nan")
     assert Judged([nan, 0.4, 0.4], [nan, 2, 1], True).best(last=False) == 2
-    assert Judged([0.4, 0.4, 0.4], [2, 1, 3], True).best(last=True) == 2
+    assert Judged([0.4, 0.4, 0.4], [2, 1, 3], True).best(last=True) == 1
+    assert Judged([0.4, 0.4, 0.4], [1, 1, 3], True).best(last=True) == 1
     assert Judged([0.9, 0.4], [2, 1], False).best(last=False) == 1
     with pytest.raises(ProbeError, match="none of the candidates gave finite scores"):
         Judged([nan, nan], [nan, nan], True).best(last=False)

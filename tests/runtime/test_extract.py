@@ -292,6 +292,8 @@ def test_what_the_graph_needs_and_the_source_lacks_is_said_before_anything_is_wr
         extracted("text", pictures, tmp_path / "out")
     with pytest.raises(ConfigError, match="batch size and shard size must be at least 1, got 0 and 6"):
         extracted("image", pictures, tmp_path / "out", batch_size=0)
+    with pytest.raises(ConfigError, match="--batch-size 1000000000000 is more than an engine holds"):
+        extracted("image", pictures, tmp_path / "out", batch_size=10**12)
     assert not (tmp_path / "out").exists()
 
 

@@ -104,7 +104,7 @@ def test_a_folder_of_something_else_is_never_replaced(tmp_path: Path) -> None:
         ({"kind": "image", "noising": "ddim"}, ConfigError, "export with --graph from-latents or sweep"),
         ({"noising": "ddim", "ddim_steps": 10**9}, ConfigError, "at most 1000 steps, timesteps or blocks, got 1000000000, 1 and 1."),
         ({"kind": "sweep", "timesteps": tuple(map(float, range(1001)))}, ConfigError, "at most 1000 steps, timesteps or blocks"),
-        ({"noising": "ddim", "ddim_steps": 0}, ConfigError, "ddim takes at least one step, got 0"),
+        ({"noising": "ddim", "ddim_steps": 0}, ConfigError, "--ddim-steps must be at least 1, got 0"),
         ({"self_conditioning": True}, ConfigError, "--self-conditioning is Plaid's, with --noising mean or ddim"),
         ({"precision": "int8"}, ConfigError, "int8 is calibrated on real samples: export fp32, then run difffeat quantize"),
         ({"blocks": ()}, ConfigError, "no block was asked for. Pass --blocks"),

@@ -55,7 +55,7 @@ def test_differences_are_of_two_by_one_method(fused: dict[str, Any]) -> None:
         first, second = (fused["mAP"][f"{value[key]} ({named[value['method']]})"]["value"] for key in ("of", "less"))
         assert value["difference"] == pytest.approx(first - second)
         assert (value["first"], value["second"]) == pytest.approx((first, second))
-    assert "Adam: fusion by concat less fusion by add" in fused["text"]
+    assert "fusion by concat less fusion by add (Adam): " in fused["text"]
 
 
 def test_every_system_says_what_it_chose_on_what(fused: dict[str, Any]) -> None:

@@ -153,7 +153,7 @@ def test_a_search_says_of_what_it_is(pair: tuple[Path, Path], tmp_path: Path) ->
     result = search(*pair, tmp_path / "out", seed=2)
     assert (result["seed"], result["classes"], sum(result["rows"].values())) == (2, ["a", "b"], ROWS)
     assert result["test"]["low"] <= result["test"]["value"] <= result["test"]["high"]
-    assert f"on {result['rows']['test']} test rows that no selection saw" in result["text"]
+    assert f"on {result['rows']['test']} rows that no selection saw" in result["text"]
     assert result["fingerprints"]["image"] == Store.open(pair[0]).fingerprint
     assert json.loads(Path(result["metrics_file"]).read_text())["left_out"]["whose labels are unknown"] == 0
 
