@@ -79,9 +79,7 @@ def require_modalities(image_store: Any, text_store: Any) -> None:
             f"{names[0]} was given as the image store, but it holds features of captions, as {names[1]} does: a text store. Give features of images."
         )
     if kinds[1] == "image":
-        raise ProbeError(
-            f"{names[1]} was given as the text store, but it holds features of images, as {names[0]} does: an image store. Give features of captions, a text store."
-        )
+        raise ProbeError(f"{names[1]} was given as the text store, but it holds features of images, as {names[0]} does. Give a text store.")
     if image_store is text_store:
         raise ProbeError(f"{names[0]} was given as the image store and as the text store. Give two stores.")
 
