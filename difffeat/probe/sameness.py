@@ -42,7 +42,7 @@ def require_same_classes(train: Sequence[str], other: Sequence[str], name: str, 
 
 
 def _with_old_defaults(recipe: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe with what older versions did not write: pictures were read strictly, and the diffusion is that of the same weights at the same log-SNR."""
+    """A recipe with what older versions left out: pictures were read strictly, and weights at a log-SNR say which diffusion it was."""
     graph, run = dict(recipe.get("graph") or {}), dict(recipe.get("run") or {})
     if None in (graph.get("diffusion"), (other.get("graph") or {}).get("diffusion")):
         graph.pop("diffusion", None)
