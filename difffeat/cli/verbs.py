@@ -389,7 +389,7 @@ def probe(
 
     result = run_probe(
         store, validation=validation, test=test, taps=taps, method=method, seed=seed, output=output, splits_file=splits, allow_shared=allow_shared,
-        options=probe_options,
+        options=probe_options, say=say(as_json),
     )  # fmt: skip
     emit(result, as_json)
 

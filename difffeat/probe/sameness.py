@@ -41,11 +41,24 @@ def require_same_classes(train: Sequence[str], other: Sequence[str], name: str, 
     )
 
 
+def _with_old_defaults(recipe: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe with what older versions left out: pictures were read strictly, and weights at a log-SNR say which diffusion it was."""
+    graph, run = dict(recipe.get("graph") or {}), dict(recipe.get("run") or {})
+    if None in (graph.get("diffusion"), (other.get("graph") or {}).get("diffusion")):
+        graph.pop("diffusion", None)
+    if run.get("pixels") is None:
+        run["pixels"] = "strict"
+    return {**recipe, "graph": graph, "run": run}
+
+
 def require_same_recipe(train: FeatureStore, other: FeatureStore, name: str, otherwise: str = "") -> None:
     """Raises ProbeError, naming the fields that differ, when two stores hold features of different recipes; `otherwise` ends the remedy."""
     if train.fingerprint == other.fingerprint:
         return
-    lines = differences(*(dict(store.manifest).get("recipe", {}) for store in (train, other)))
+    mine, theirs = (dict(store.manifest).get("recipe", {}) for store in (train, other))
+    lines = differences(mine, theirs)
+    if lines and _with_old_defaults(mine, theirs) == _with_old_defaults(theirs, mine):
+        return
     more = [f"and {len(lines) - 20} more"] if len(lines) > 20 else []
     raise ProbeError(
         "\n  ".join(

@@ -56,9 +56,7 @@ def require_distinct(stores: Mapping[str, Path | None]) -> None:
     for purpose, path in stores.items():
         if path is not None and (other := seen.setdefault(path.resolve(), purpose)) != purpose:
             features_of(path)  # which says first that it is something else
-            raise ConfigError(
-                f"{path} was given as {other} and as {purpose}. What one part teaches or chooses, another must not know: give two stores."
-            )
+            raise ConfigError(f"{path} was given as {other} and as {purpose}: give two different stores.")
 
 
 def splits_of(path: Path | None) -> dict[str, str] | None:

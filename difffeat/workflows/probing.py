@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ def run_probe(
     splits_file: Path | None = None,
     allow_shared: bool = False,
     options: ProbeOptions | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Probe every tap on validation, the best one once on test. Writes metrics.json and the probe as safetensors."""
     options = options or ProbeOptions()
@@ -54,11 +55,13 @@ def run_probe(
     names = taps_asked(train, taps)
     scored: dict[str, dict[str, Any]] = {}
     with warnings_kept() as kept:
-        for name in names if len(names) > 1 else ():
+        for number, name in enumerate(names if len(names) > 1 else (), 1):
+            say(f"{name}: training, tap {number} of {len(names)} (a store of {len(train.ids)} rows)")
             probed = probe_store(train, name, **others, report_on="validation", method=known, settings=settings, seed=seed, n_resamples=200)
             found = probed.result
             scored[name] = {**found["interval"], "chosen": found["chosen"], "notes": list(probed.probe.notes_)}
         best = best_tap(scored) if scored else next(iter(names))
+        say(f"{best}: training for the number on test (a store of {len(train.ids)} rows)")
         final = probe_store(train, best, **others, report_on="test", method=known, settings=settings, seed=seed)
     result = {**final.result, "candidates": scored, "selected_on": "validation" if scored else final.result["selected_on"]}
     table = PerClass.of(final.labels, {method: final.scores}, train.classes)

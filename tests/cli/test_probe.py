@@ -14,7 +14,7 @@ from tests.workflows.test_probing import stored
 def test_probe_takes_its_settings_and_says_what_was_chosen(run: Run, tmp_path: Path) -> None:
     store = stored(tmp_path / "store", prefix="train", taps=("b1/t30", "b2/t30"))
     ran = run("probe", store, "--lr", "0.003,0.03", "--epochs", 5, "--batch-size", 32, "--weight-decay", 0.01, "--loss", "bce", "-o", "out", "--json")
-    assert ran.code == 0, ran.err
+    assert (ran.code, ran.err) == (0, "")
     assert ran.json["chosen"]["candidates"] == [0.003, 0.03]
     settings = ran.json["settings"]
     assert [settings[name] for name in ("epochs", "batch_size", "weight_decay", "loss")] == [5, 32, 0.01, "bce"]
@@ -23,7 +23,11 @@ def test_probe_takes_its_settings_and_says_what_was_chosen(run: Run, tmp_path: P
     text = run("probe", store, "--method", "ridge", "--alphas", "0.1", "-o", "again").out
     assert "method ridge, alpha 0.1 (given)" in text
     assert "of the mean over test sets of this size" in text
-    text = run("probe", store, "--method", "logistic", "--c", "0.25", "-o", "third").out
+    ran = run("probe", store, "--method", "logistic", "--c", "0.25", "-o", "third")
+    assert "b1/t30: training, tap 1 of 2" in ran.err
+    assert "training for the number on test" in ran.err
+    assert "training, tap" not in ran.out
+    text = ran.out
     assert "method logistic, c 0.25 (given)" in text
 
 
