@@ -18,7 +18,7 @@ LOSSES = ("bce", "softmax")
 AUTO = "auto"
 """The loss is softmax where each sample has one of several classes, else bce."""
 
-LRS: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
+LRS: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0)
 """Learning rates to choose from; the paper's is the first."""
 
 

@@ -95,8 +95,9 @@ class TrainedProbe(Probe):
         if held is None:
             trained, standardizer, curves = self._trainings(examples, [self.lr_])
             place = 0
-        parameters, notes = self._settle(trained[place], standardizer, curves[place])
-        return parameters, edge + notes
+        parameters, falling = self._settle(trained[place], standardizer, curves[place])
+        # Where a larger rate, which goes further, was judged worse, to train on is no remedy.
+        return parameters, edge + (falling if self.lr_ == rates[-1] else [])
 
     def _settle(self, parameters: Parameters, standardizer: Standardizer, curve: Curve) -> tuple[Parameters, list[str]]:
         """Keep what a training was like; (parameters, what should be said about it)."""
@@ -106,7 +107,7 @@ class TrainedProbe(Probe):
             return parameters, []
         return parameters, [
             f"the loss is still falling after {self.epochs} epochs of batches of {self.batch_size} at lr {self.lr_:g}: {share:.0%} of its fall came "
-            "from the steps of the second half. Raise epochs, or lr, or use RidgeProbe."
+            "from the steps of the second half. Raise epochs, or lr, or use RidgeProbe (--method ridge)."
         ]
 
     def _trainings(self, examples: Examples, rates: Sequence[float]) -> tuple[list[Parameters], Standardizer, list[Curve]]:
