@@ -21,7 +21,7 @@ _LOOKED_AT = 2000
 _HEAD = 1 << 20
 _SHOWN = 4
 
-SOURCES = ("images", "table", "tar", "coco", "captions", "tars", "data set")
+SOURCES = ("images", "image", "table", "tar", "coco", "captions", "tars", "data set")
 
 
 @dataclass(frozen=True)
@@ -226,8 +226,6 @@ def not_a_source(path: str | os.PathLike[str]) -> str | None:
         )
     if thing.kind in ("artifact", "artifacts", "graph", "plan", "probe", "checkpoint", "weights", "results", "report"):
         return f"{path} is not a source of samples: it {thing.words}{_meant(thing)}. Name a folder of images, a table, tars or COCO annotations."
-    if thing.kind == "image":
-        return f"{path} {thing.words}. Name its folder: {quoted(Path(path).parent)}"
     return None
 
 

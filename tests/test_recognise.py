@@ -112,7 +112,7 @@ def test_a_source_is_wanted(tmp_path: Path) -> None:
     assert not_a_source(tmp_path / "photos") is None
     assert not_a_source(tmp_path / "nothing") is None, "the source says itself what is missing"
     assert "it is a file of weights" in str(not_a_source(tmp_path / "b.pt"))
-    assert str(not_a_source(tmp_path / "c.png")).endswith(f"Name its folder: {tmp_path}")
+    assert not_a_source(tmp_path / "c.png") is None, "one image is a source"
 
 
 @pytest.mark.parametrize("path, typed", [("a", "a"), ("my photos", "'my photos'"), ("-weird", "./-weird"), ("it's $HOME", "'it'\"'\"'s $HOME'"),

@@ -102,7 +102,21 @@ class HttpClient:
             stated = _stated(reply)
             if stated is not None and stated > limit:
                 raise TooLong(f"it has {stated} bytes, more than the limit of {limit}")
-            return bytes(await _collect(reply, deadline, limit if stated is not None else min(limit, UNSTATED)))
+            body = await _collect(reply, deadline, limit if stated is not None else min(limit, UNSTATED))
+            first, total = _range_of(reply) if reply.status == 206 and not _coded(reply) else (0, None)
+        if first != 0:
+            raise Unreadable(f"the server sends a part that begins at byte {first}, and the whole was asked for")
+        if total is not None and total > limit:
+            raise TooLong(f"it has {total} bytes, more than the limit of {limit}")
+        while total is not None and len(body) < total:  # a server that gives nothing but parts
+            try:
+                more = await self._part(url, len(body), total, seconds)
+            except NoRanges:
+                more = b""
+            if not more:
+                raise Unreadable(f"it has {total} bytes, and the server sends no more than {len(body)}")
+            body += more
+        return bytes(body)
 
     async def _part(self, url: str, start: int, end: int, seconds: float) -> bytes:
         async with self._get(url, {"Range": f"bytes={start}-{end - 1}"}, seconds, also=(416,)) as (reply, deadline):

@@ -40,7 +40,23 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
 
 @pytest.mark.parametrize(
     "name",
-    ["plain", "gzip", "twice", "deflate", "raw", "odd", "mislabelled", "redirect", "norange", "range", "nolength", "chunked", "busy", "flaky"],
+    [
+        "plain",
+        "gzip",
+        "twice",
+        "deflate",
+        "raw",
+        "odd",
+        "mislabelled",
+        "redirect",
+        "norange",
+        "range",
+        "partial",
+        "nolength",
+        "chunked",
+        "busy",
+        "flaky",
+    ],
 )
 def test_a_plain_answer_is_the_file(server: Web, name: str) -> None:
     assert fetch_whole(f"{server.base}/{name}.png", LIMIT) == PHOTO
