@@ -24,6 +24,7 @@ class Listing:
     hidden: list[str] = field(default_factory=list)
     linked: list[str] = field(default_factory=list)
     loops: list[str] = field(default_factory=list)
+    dangling: list[str] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
 
     def notes(self) -> tuple[str, ...]:
@@ -33,6 +34,7 @@ class Listing:
             f"{len(told)} hidden images and folders are left out, the first is %s: rename what belongs to the samples": told,
             f"{len(self.unreadable)} folders cannot be opened and are left out, the first is %s: change their permissions": self.unreadable,
             f"{len(self.linked)} linked folders are followed, the first is %s": self.linked,
+            f"{len(self.dangling)} links lead nowhere and are left out, the first is %s: mend or remove them": self.dangling,
             f"{len(self.loops)} links lead to a folder that they lie in, and are not followed; the first is %s": self.loops,
         }
         return tuple(sentence % min(paths) for sentence, paths in kinds.items() if paths)
@@ -75,6 +77,8 @@ def _walk(root: str, below: str, above: Sequence[tuple[int, int]], listing: List
         path = f"{below}/{name}" if below else name
         if is_hidden(name):
             listing.hidden.append(f"{path}/" if is_folder else path)
+        elif is_link and not is_folder and not os.path.exists(os.path.join(root, path)) and not suffix_of_name(name):
+            listing.dangling.append(path)  # of a name with a suffix, such as an image's, it is a row that cannot be read
         elif not is_folder:
             yield path
         elif is_link and _identity(os.path.join(root, path)) in here:
@@ -110,7 +114,7 @@ def files_of(root: str, paths: Sequence[str], name: str) -> Listing:
                 continue
             below, prefix = list_files(whole, name, above=above), f"{path}/" if parts else ""
             listing.files.update({f"{prefix}{file}": size for file, size in below.files.items()})
-            for kind in ("hidden", "linked", "loops", "unreadable"):
+            for kind in ("hidden", "linked", "loops", "dangling", "unreadable"):
                 known = getattr(listing, kind)
                 known.extend(own for file in getattr(below, kind) if (own := f"{prefix}{file}") not in known)
             continue

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from difffeat.errors import DecodeError
+from difffeat.recognise import quoted
 from difffeat.runtime.blobs import Blob, FileBlob, UrlBlob
 from difffeat.runtime.file_names import key_of
 from difffeat.runtime.listing import Listing, list_files
@@ -19,6 +20,7 @@ from difffeat.runtime.understood import Understood
 
 MAX_TEXT = 1 << 20
 HIDDEN = "hidden"
+TABLES, SHOWN = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".arrow", ".tar"), 5
 """What hidden files are counted under, among the suffixes of those passed over."""
 SPLITS = frozenset(("train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval"))
 """Names of folders that are parts of a data set, and no classes where nobody says so."""
@@ -59,7 +61,24 @@ def read_folder(root: str, class_folders: bool | None, name: str, listing: Listi
         captions=f".txt files beside {len(beside)} images" if beside else "none (no .txt of an image's name)",
     )
     found = multi_hot_classes(map(storable, samples))
-    return Source(name, tuple(samples), found, +ignored, listing.notes(), understood)
+    return Source(name, tuple(samples), found, +ignored, (*listing.notes(), *_tables(root, files, bool(images))), understood)
+
+
+def _tables(root: str, files: Iterable[str], has_images: bool) -> tuple[str, ...]:
+    """What is said of tables and tars among the files: beside images those that Hugging Face's ImageFolder reads, else all."""
+    found = [path for path in files if _suffix(path) in TABLES]
+    if has_images:
+        found = [path for path in found if os.path.splitext(os.path.basename(path))[0] == "metadata"]
+    if not found:
+        return ()
+    shown = ", ".join(found[:SHOWN]) + (f" and {len(found) - SHOWN} more" if len(found) > SHOWN else "")
+    first = quoted(f"{root.rstrip('/')}/{found[0]}")
+    if has_images:
+        return (
+            f"{shown} may hold captions and labels of these images, and is not read: difffeat extract ARTIFACT {first} --image-column file_name "
+            "reads the images that it lists (--caption-column, --label-column for the others)",
+        )
+    return (f"it holds {shown}: a table or tar, and so each split, is a source of its own (difffeat extract ARTIFACT {first})",)
 
 
 def _class_folders(images: Sequence[str]) -> tuple[bool, str]:

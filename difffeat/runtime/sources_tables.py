@@ -227,14 +227,24 @@ class Table:
         return pa.types.is_integer(kind)
 
     def class_names(self, column: str) -> tuple[str, ...]:
-        """Names of a column that Hugging Face datasets declared as class labels, alone or in a list; none for any other."""
+        """Names of a column that Hugging Face datasets declared as class labels, alone or in a list; none for any other.
+
+        Raises SourceFormatError for a name that stands there twice.
+        """
         feature = self.features.get(column)
         while isinstance(feature, list) and feature:
             feature = feature[0]
         while isinstance(feature, dict) and "feature" in feature:
             feature = feature["feature"]
         names = feature.get("names") if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" else None
-        return tuple(map(str, names)) if isinstance(names, list) else ()
+        found = tuple(map(str, names)) if isinstance(names, list) else ()
+        if len(set(found)) < len(found):
+            twice = next(name for name in found if found.count(name) > 1)
+            raise SourceFormatError(
+                f"{self.place} declares {twice!r} twice among the class names of column {column!r}: two numbers would be one class. "
+                "Write the data set anew with each name once."
+            )
+        return found
 
 
 def _features(metadata: dict[bytes, bytes] | None) -> dict[str, Any]:

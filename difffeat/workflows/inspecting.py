@@ -50,7 +50,7 @@ def _artifact(artifact: Artifact) -> dict[str, Any]:
     plans = [_plan(file, recipe) for file in sorted((artifact.path / "engines").glob("*.plan"))]
     lines = [
         f"{artifact.path}: {recipe.kind} graph of {recipe.backbone} ({recipe.origin} weights), {recipe.precision}, {artifact.size / 1e6:.1f} MB",
-        f"  blocks {', '.join(map(str, recipe.blocks)) or '-'}; noising {recipe.noising}; pooling {recipe.pooling}; label {recipe.label}",
+        f"  blocks {', '.join(map(str, recipe.blocks)) or '-'}; noising {recipe.noising}; pooling {recipe.pooling}",
         *(f"  {line}" for line in diffusion_lines(recipe)),
         *(f"  t = {format_timestep(t)}: log-SNR {snr:+.2f}" for t, snr in zip(recipe.timesteps, recipe.log_snr, strict=True)),
         *(f"  in  {name}: {shapes[name]}" for name in inputs),

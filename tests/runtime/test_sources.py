@@ -264,3 +264,32 @@ def test_a_way_back_behind_a_link_is_followed_as_it_is(tmp_path: Path, monkeypat
     (tmp_path / "link").symlink_to("deep/inner")
     monkeypatch.chdir(tmp_path)
     assert len(open_source("link/../images")) == 2
+
+
+def test_a_class_folders_link_that_leads_nowhere_is_named(tmp_path: Path) -> None:
+    root = touch(tmp_path / "d", "cat/a.png", "dog/b.png")
+    (root / "owl").symlink_to(tmp_path / "gone")
+    source = open_source(root)
+    assert source.classes == ("cat", "dog")
+    assert "1 links lead nowhere and are left out, the first is owl: mend or remove them" in source.notes
+    assert dict(source.ignored) == {}
+
+
+def test_a_folder_of_tables_names_them_and_the_command_that_reads_one(tmp_path: Path) -> None:
+    root = touch(tmp_path / "r", "data/train-00000-of-00001.parquet", "data/test-00000-of-00001.parquet", "README.md")
+    with pytest.raises(EmptySource, match=r"it holds data/test-0.*, data/train-0.*: a table or tar, and so each split, is a source of its own"):
+        open_source(root)
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "train/metadata.csv"])
+def test_metadata_of_a_folder_of_images_are_said_with_a_command_that_reads_them(name: str, tmp_path: Path) -> None:
+    root = folder_of_images(tmp_path / "d", 2)
+    table = root / name
+    table.parent.mkdir(exist_ok=True)
+    up = "../" if "/" in name else ""
+    table.write_text(f"file_name,text,label\n{up}00.png,a cat,cat\n{up}01.png,a dog,dog\n")
+    note = next(note for note in open_source(root).notes if name in note)
+    assert f"difffeat extract ARTIFACT {root / name} --image-column file_name reads the images" in note
+    source = open_source(table, SourceOptions(image_column="file_name", caption_column="text"))
+    assert (source.classes, source.samples[1].captions) == (("cat", "dog"), ("a dog",))
+    assert all(sample.image is not None and sample.image.read(1 << 20) for sample in source.samples)

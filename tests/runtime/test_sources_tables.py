@@ -386,3 +386,12 @@ def test_numbers_and_truth_in_columns_are_those_of_tables_of_text(tmp_path: Path
     for path in (parquet(tmp_path / "m.parquet", columns), tmp_path / "m.csv"):
         found = [(sample.labels, sample.unknown) for sample in open_source(path, options).samples]
         assert found == [(("A",), ("C",)), (("C",), ("A", "B"))]
+
+
+def test_a_class_label_that_names_one_class_twice_is_refused(tmp_path: Path) -> None:
+    features = {"label": {"names": ["cat", "dog", "cat"], "_type": "ClassLabel"}}
+    table = pa.table({"image": ["0.png", "1.png"], "label": [0, 2]})
+    place = tmp_path / "m.parquet"
+    pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})}), place)
+    with pytest.raises(SourceFormatError, match="declares 'cat' twice among the class names of column 'label'"):
+        open_source(place)
