@@ -77,8 +77,8 @@ def _walk(root: str, below: str, above: Sequence[tuple[int, int]], listing: List
         path = f"{below}/{name}" if below else name
         if is_hidden(name):
             listing.hidden.append(f"{path}/" if is_folder else path)
-        elif is_link and not is_folder and not os.path.exists(os.path.join(root, path)) and not suffix_of_name(name):
-            listing.dangling.append(path)  # of a name with a suffix, such as an image's, it is a row that cannot be read
+        elif is_link and not is_folder and not os.path.exists(os.path.join(root, path)) and suffix_of_name(name) not in (*IMAGE_SUFFIXES, ".txt"):
+            listing.dangling.append(path)  # of an image's name it is a row that cannot be read
         elif not is_folder:
             yield path
         elif is_link and _identity(os.path.join(root, path)) in here:

@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_two_workers_of_which_one_is_killed_write_the_bytes_of_one_engine(tmp_path: Path) -> None:
-    source = folder_of_images(tmp_path / "images", 60)
+    source = folder_of_images(tmp_path / "images", 600)  # so many that each worker has shards when one is killed
     (source / "07.png").write_bytes(b"")
     command = [sys.executable, "-m", "tests.runtime.ray_driver", str(exported("image").path), str(source), str(tmp_path)]
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
@@ -40,10 +40,10 @@ def test_two_workers_of_which_one_is_killed_write_the_bytes_of_one_engine(tmp_pa
     assert result["problems"] == []
     assert result["killed"] == 1
     assert any("the shard is handed out again" in line for line in result["said"]), result["said"]
-    assert (result["samples"], result["told"], result["executor"]) == (60, 60, "ray, 2 workers")
+    assert (result["samples"], result["told"], result["executor"]) == (600, 600, "ray, 2 workers")
     assert result["stages"]["engine"] > 0
     assert "was handed out 1 times, and each time its worker died" in result["given_up"]
-    assert 1 <= result["kept"] < 15
+    assert 1 <= result["kept"] < 150
     assert not result["lock"]
     assert result["left"] == []
 

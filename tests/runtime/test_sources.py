@@ -268,10 +268,10 @@ def test_a_way_back_behind_a_link_is_followed_as_it_is(tmp_path: Path, monkeypat
 
 def test_a_class_folders_link_that_leads_nowhere_is_named(tmp_path: Path) -> None:
     root = touch(tmp_path / "d", "cat/a.png", "dog/b.png")
-    (root / "owl").symlink_to(tmp_path / "gone")
+    (root / "owl.v1").symlink_to(tmp_path / "gone")
     source = open_source(root)
     assert source.classes == ("cat", "dog")
-    assert "1 links lead nowhere and are left out, the first is owl: mend or remove them" in source.notes
+    assert "1 links lead nowhere and are left out, the first is owl.v1: mend or remove them" in source.notes
     assert dict(source.ignored) == {}
 
 
