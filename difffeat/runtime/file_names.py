@@ -24,6 +24,7 @@ class FileNames:
     mended: int = 0
     first: str = ""
     _folders: dict[tuple[str, bool], Listing] = field(default_factory=dict)
+    _found: dict[tuple[str, str], str | None] = field(default_factory=dict)
 
     def image(self, base: str, name: str) -> tuple[Blob, str]:
         """The bytes of the file that `name` means, below the folder or URL `base`; and the name with slashes and without spaces at its ends."""
@@ -50,19 +51,30 @@ class FileNames:
 
     def _find(self, base: str, name: str) -> str | None:
         """The path below `base` that is there and differs in nothing that people overlook; None where there is none, or several."""
-        folder, parts, found = ("/" if name.startswith("/") else base), [part for part in name.split("/") if part not in ("", ".")], []
-        if ".." in parts:
+        root, parts = ("/" if name.startswith("/") else ""), [part for part in name.split("/") if part not in ("", ".")]
+        if ".." in parts or not parts:
             return None
-        for place, part in enumerate(parts):
-            here = os.path.join(folder, part)
-            if not os.path.exists(here):
-                alike = self._alike(folder, part, last=place == len(parts) - 1)
-                if len(alike) != 1:
-                    return None
-                part, here = alike[0], os.path.join(folder, alike[0])
-            found.append(part)
-            folder = here
-        return ("/" if name.startswith("/") else "") + "/".join(found)
+        folder = self._folder(root or base, "/".join(parts[:-1]))
+        last = None if folder is None else self._entry(os.path.join(root or base, folder), parts[-1], last=True)
+        return None if folder is None or last is None else f"{root}{folder}{'/' if folder else ''}{last}"
+
+    def _folder(self, root: str, below: str) -> str | None:
+        """The folder that `below` means; each is looked for once, since images of a list share theirs."""
+        if not below:
+            return ""
+        if (root, below) not in self._found:
+            upper, _, name = below.rpartition("/")
+            above = self._folder(root, upper)
+            own = None if above is None else self._entry(os.path.join(root, above), name, last=False)
+            self._found[root, below] = None if above is None or own is None else f"{above}{'/' if above else ''}{own}"
+        return self._found[root, below]
+
+    def _entry(self, folder: str, part: str, *, last: bool) -> str | None:
+        """The name in a folder that `part` means."""
+        if os.path.exists(os.path.join(folder, part)):
+            return part
+        alike = self._alike(folder, part, last=last)
+        return alike[0] if len(alike) == 1 else None
 
     def _alike(self, folder: str, part: str, *, last: bool) -> list[str]:
         alike = self._listing(folder, stems=False).get(key_of(part), [])

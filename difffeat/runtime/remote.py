@@ -21,6 +21,8 @@ from difffeat.runtime.remote_errors import Refused, RemoteError, TooLong, Unread
 
 __all__ = ["RemoteError", "attempt", "fetch", "fetch_whole", "is_url", "list_remote", "local_path", "locate", "open_remote"]
 
+SAID = 300
+"""Characters of a backend's own message that are told."""
 WAITS = (0.5, 1.0, 2.0)
 """Seconds before the second, third and each later attempt."""
 BUFFER = 1 << 18
@@ -44,6 +46,8 @@ def is_url(place: str) -> bool:
     """Whether this is read as a URL: `s3://...`, `https://...`, `memory://...`, `data:...,`, and `simplecache::s3://...`, whose first part must be a
     protocol that fsspec knows: elsewhere `::` is part of a name.
     """
+    if ":" not in place:  # asked of every image of a list
+        return False
     match = _SCHEME.match(place)
     if match is None:
         return _DATA.match(place) is not None
@@ -205,7 +209,13 @@ def _told(url: str, error: Exception, tries: int, wait: float, allowed: Patience
     later = getattr(error, "retry_after", None)
     more = f" (it asks to come back after {later:g} s; --total-timeout is {asked.total:g} s)" if later and wait > WAITS[-1] else ""
     short = " (its host has not answered before, so it was asked once and shortly)" if allowed != asked else ""
-    return RemoteError(f"{without_password(url)[:500]} could not be read{tried}: {name}{without_password(str(error))}{more}{short}")
+    return RemoteError(f"{without_password(url)[:500]} could not be read{tried}: {name}{_line(without_password(str(error)))}{more}{short}")
+
+
+def _line(text: str) -> str:
+    """What a backend says, in one line of bounded length: some quote the body, which may be an image."""
+    text = " ".join(text[: 4 * SAID].split())
+    return text if len(text) <= SAID else f"{text[:SAID]} ..."
 
 
 def _cause(error: Exception) -> Exception:

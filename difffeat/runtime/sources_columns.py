@@ -72,8 +72,15 @@ def first_filled(row: Mapping[str, Any], names: Sequence[str]) -> Any:
 
 def named_value(row: Mapping[str, Any], names: Sequence[str]) -> tuple[str, Any]:
     """The same with the name of its column, which is empty where there is none."""
-    found = [(name, value) for name in names if (value := row.get(name)) is not None]
-    return next((pair for pair in found if _holds(pair[1])), found[0] if found else ("", None))
+    first: tuple[str, Any] = ("", None)
+    for name in names:
+        value = row.get(name)
+        if value is None:
+            continue
+        if _holds(value):
+            return name, value
+        first = first if first[1] is not None else (name, value)
+    return first
 
 
 def _holds(value: Any) -> bool:

@@ -59,7 +59,7 @@ class LabelReader:
             return
         bits = len(lengths) == 1 and max(lengths) > 1 and all(bit(part) is not None for parts in lists for part in parts)
         self._multi_hot = bits and lengths == {len(self.classes)}
-        self._doubtful = not self._multi_hot and (bool(self.classes) or bits or not lists)
+        self._doubtful = not self._multi_hot and (bool(self.classes) or bits or not lists or (len(lengths) == 1 and _hold_shares(lists)))
 
     def _looked_at(self, cell: Any) -> list[Any]:
         if self._is_none(cell):
@@ -245,6 +245,11 @@ def _composed(text: str) -> str:
 def _alone(cell: Any) -> Any:
     """The one value of a cell, whether it stands in a list or not."""
     return cell[0] if isinstance(cell, list | tuple) and len(cell) == 1 else cell
+
+
+def _hold_shares(lists: Iterable[Sequence[Any]]) -> bool:
+    """Whether numbers with a fraction are among them: shares or scores of classes, beside which 0 and 1 are no class numbers."""
+    return any(isinstance(part, float) and not is_null(part) and whole(part) is part for parts in lists for part in parts)
 
 
 def _told(cell: Any) -> str:

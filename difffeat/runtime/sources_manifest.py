@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from difffeat.errors import DuplicateSample, SampleError, SourceFormatError
+from difffeat.errors import DuplicateSample, EmptySource, SampleError, SourceFormatError
 from difffeat.runtime.blobs import Blob, UnreadableBlob
 from difffeat.runtime.cells import CellBlob
 from difffeat.runtime.file_names import FileNames
@@ -46,7 +46,8 @@ def read_manifest(places: Sequence[str], base: str | None, options: SourceOption
     the same are one sample with the captions of all. A row that cannot be read becomes a sample with its problem, and with the id that it has once it
     is mended, as far as that can be read.
 
-    Raises SourceFormatError naming columns (missing, or there twice), or the file and row, where no row at all can be read or the file is damaged.
+    Raises EmptySource; SourceFormatError naming columns (missing, or there twice), or the file and row, where no row at all can be read or the file
+    is damaged.
     """
     kinds = {suffix_of(place) for place in places}
     if len(kinds) > 1:
@@ -155,6 +156,8 @@ def _listed(reader: _Rows | Tables, options: SourceOptions, name: str) -> Source
     for part in (head, rows):
         for place, number, row in part:
             _add(listing, reader, labels[place], place, number, row)
+    if not listing.samples:
+        raise EmptySource(f"{name} holds no samples: it is {reader.form} without a row. Look whether it was written to its end.")
     if listing.broken and listing.broken == len(listing.samples):
         raise SourceFormatError(listing.first_problem)
     _require_asked(name, columns, listing)
@@ -199,7 +202,10 @@ def _sample(listing: _Listing, reader: _Rows | Tables, labels: LabelReader, plac
     names, unknown = labels.read(_label_cell(columns, row), where)
     identity, origin = _identity(columns, row, image, locator, total)
     listing.ids[origin] += 1
-    listing.captions.update([f"column {column!r}"] if captions else [], **({written: 1} if written else {}))
+    if captions:
+        listing.captions[f"column {column!r}"] += 1
+    if written:
+        listing.captions[written] += 1
     return Sample(identity, image, locator, captions, names, problem, unknown)
 
 
@@ -251,7 +257,7 @@ def _understood(reader: _Rows | Tables, readers: Sequence[LabelReader], listing:
         labels=f"{origin}{f', as {form}' if form and held else ''}",
         classes=next((reader.named for reader in readers if reader.named), "the labels as they are written, sorted"),
         captions=" or ".join(captions) or none,
-        unread=tuple(name for name in present if name not in columns.all),
+        unread=tuple(name or "one without a name" for name in present if name not in columns.all),
     )
 
 

@@ -95,6 +95,10 @@ def text_list(text: str, *, strict: bool = False) -> list[Any] | None:
     text = text.strip()
     if text[-1:] not in ("]", ")", "}"):
         return None
+    if text.startswith("frozenset(") and text.endswith(")"):
+        text = text.removeprefix("frozenset(")[:-1].strip() or "set()"
+    if text == "set()":
+        return None if strict else []
     if text.startswith("[") and text.endswith("]"):
         try:
             found = json.loads(text)

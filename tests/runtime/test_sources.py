@@ -161,7 +161,7 @@ def errors() -> dict[str, tuple[str, str | bytes, type[SourceError], str]]:
         "no COCO": ("m.json", '{"images": []}', SourceFormatError, "it needs the lists 'images' and 'annotations', and has: images"),
         "foreign category": ("m.json", json.dumps(foreign), SourceFormatError, "an annotation has category_id 99, which 'categories' does not list"),
         "no field": ("m.json", '{"images": [{"id": 1}], "annotations": []}', SourceFormatError, "an entry lacks 'file_name' of type str"),
-        "empty": ("m.csv", "image\n", EmptySource, "holds no samples"),
+        "empty": ("m.csv", "image\n", EmptySource, "m.csv holds no samples: it is CSV without a row"),
         "twice": (
             "m.csv",
             "id,image\nx,1.png\nx,2.png\n",

@@ -228,3 +228,10 @@ def test_json_that_holds_no_class_names_is_refused(content: str, tmp_path: Path)
 
 def test_names_are_the_same_in_either_unicode_form() -> None:
     assert LabelReader(("caf\u00e9",)).read("cafe\u0301", "here")[0] == ("caf\u00e9",)
+
+
+def test_shares_of_classes_are_not_read_as_class_numbers_where_they_are_whole(tmp_path: Path) -> None:
+    rows = [[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.3, 0.7, 0.0]]
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps({"id": n, "caption": "a", "labels": row}) + "\n" for n, row in enumerate(rows)))
+    with pytest.raises(SourceFormatError, match=r"row 1: its labels look like 0/1 vectors, and nobody names their 3 classes"):
+        open_source(tmp_path / "m.jsonl")

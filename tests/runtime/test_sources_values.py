@@ -22,6 +22,7 @@ from difffeat.runtime.sources_values import bit, is_null, text_list, whole
         ("array(['cat', 'dog'], dtype='<U3')", ["cat", "dog"]), ("array([1, 0], dtype=int64)", [1, 0]), ("[np.int64(3), np.str_('cat')]", [3, "cat"]),
         ("[3 0 7]", [3, 0, 7]), ("[0 1\n 2]", [0, 1, 2]), ("[0. 1. 1.]", [0, 1, 1]), ("[True False]", [True, False]), ("[nan, 'a']", [None, "a"]),
         ("[]", []), ("[None]", [None]), ("['it\\'s' \"a, b\"]", ["it's", "a, b"]), (" [ 3  0] ", [3, 0]),
+        ("set()", []), ("frozenset()", []), ("frozenset({'cat'})", ["cat"]),
     ],
 )  # fmt: skip
 def test_a_text_that_spells_a_list_is_that_list(text: str, parts: list[Any]) -> None:
@@ -33,7 +34,7 @@ def test_a_text_that_only_looks_like_a_list_is_a_text(text: str) -> None:
     assert text_list(text) is None
 
 
-@pytest.mark.parametrize(("text", "parts"), [("['a', 'b']", ["a", "b"]), ("[a b]", None), ("[1, 2]", None), ("[]", [])])
+@pytest.mark.parametrize(("text", "parts"), [("['a', 'b']", ["a", "b"]), ("[a b]", None), ("[1, 2]", None), ("[]", []), ("set()", None)])
 def test_captions_are_only_lists_of_quoted_texts(text: str, parts: list[str] | None) -> None:
     assert text_list(text, strict=True) == parts
 

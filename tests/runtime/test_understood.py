@@ -281,3 +281,7 @@ def test_coco_regions_to_be_ignored_leave_a_class_open_and_test_lists_have_no_la
     assert [(sample.labels, sample.unknown) for sample in source.samples] == [(("dog",), ("cat",)), ((), ())]
     test = {name: value for name, value in COCO.items() if name != "annotations"}
     assert [sample.labels for sample in open_source(csv(tmp_path, json.dumps(test), "t.json")).samples] == [None, None]
+
+
+def test_a_column_without_a_name_is_called_so(tmp_path: Path) -> None:
+    assert "columns that are not read: one without a name" in lines(csv(tmp_path, ",image\n0,0.png\n"))

@@ -122,6 +122,13 @@ def test_a_body_of_unstated_length_is_held_to_a_limit_of_its_own(server: Web, mo
     assert fetch_whole(f"{server.base}/plain.png", LIMIT) == PHOTO
 
 
+def test_what_a_backend_says_is_told_in_one_short_line(server: Web) -> None:
+    with pytest.raises(RemoteError, match=r"overrun\.png could not be read") as raised:
+        fetch_whole(f"{server.base}/overrun.png", LIMIT)
+    assert "\n" not in str(raised.value)
+    assert len(str(raised.value)) < 600
+
+
 def test_ranges_that_lie_elsewhere_are_refused(server: Web) -> None:
     with pytest.raises(RemoteError, match="asked for bytes 3 to 9, the server sends those from 10 on"):
         fetch(f"{server.base}/lying.png", 3, 9)
@@ -132,6 +139,7 @@ def test_ranges_that_lie_elsewhere_are_refused(server: Web) -> None:
     [
         ("a%2Fb%2540%2Cc.png?X-Sig=a%2Fb%2Cc+d", "a%2Fb%2540%2Cc.png?X-Sig=a%2Fb%2Cc+d"),
         ("a::b.png", "a::b.png"),
+        ("k;v=1,2.png?sig=a%2Fb%2Bc%3D&e=1", "k;v=1,2.png?sig=a%2Fb%2Bc%3D&e=1"),
         ("zip::a.png", "zip::a.png"),
         ("a b/ü.png", "a%20b/%C3%BC.png"),
         ("100%.png", "100%25.png"),

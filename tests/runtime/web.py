@@ -119,6 +119,8 @@ class Web:
             yield head("416 Range Not Satisfiable", "Content-Length: 0") if asked else whole
         elif kind in ("range", "partial", "lying"):
             yield self._part(kind, body, asked)
+        elif kind == "overrun":
+            yield head("200 OK", f"Content-Length: {len(body) // 2}") + body
         elif kind == "short":
             yield whole[: -len(body) // 2]
         elif kind == "nolength":
