@@ -148,9 +148,6 @@ def stand_in(name: str) -> Any | None:
     return Record if name.split(".")[0] in _CONTAINERS else None
 
 
-_BROKEN = (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, TypeError, IndexError, AssertionError, NotImplementedError)
-
-
 def load_pickle(path: Path, kind: str) -> Any:
     """What torch.save wrote, tensors on the CPU, memory-mapped where the format allows it.
 

@@ -291,6 +291,32 @@ class Probe(ClassifierMixin, BaseEstimator):
             raise ProbeError(str(error)) from None
         return SparseRows(array) if is_sparse(array) else array
 
+    def fit(
+        self,
+        x: Any,
+        y: Any,
+        *,
+        rows: np.ndarray | None = None,
+        classes: Sequence[str] | None = None,
+        validation: Validation | None = None,
+    ) -> Self:
+        """Fit on the selected rows.
+
+        **Arguments:** `x` [n, D], an array or a store's features (read in pieces); `y` one row for each selected row: multi-hot [m, C] (-1:
+        unknown, takes no part), class numbers [m] of `classes`, or without `classes` one value of any kind a sample; `classes` their names;
+        `validation` (features, labels) or (features, labels, rows) to choose the learning rate or penalty on. Without it, and with several to
+        choose from, a seeded fifth of the rows is held out for the choice, and the probe is then fitted on all of them.
+
+        Raises ProbeError when they do not fit, when a feature is not finite, or when a loss runs away. Warns (ProbeWarning, kept in `notes_`) when
+        the choice lies at an edge of its candidates and a wider grid might do better, and when a loss is still falling.
+        """
+        examples = self._begin(x, y, rows, classes)
+        return self._finish(examples.labels, self._fit(examples, self._validation(validation, examples.labels)))
+
+    def _fit(self, examples: Examples, held: Examples | None) -> list[str]:
+        """Fit on checked rows, choosing on `held` or, for None, on a part of them; what should be said about it."""
+        raise NotImplementedError
+
     def _begin(self, x: Any, y: Any, rows: np.ndarray | None, classes: Sequence[str] | None) -> Examples:
         """The rows and labels of a fit, checked against each other and against the settings."""
         self.check_settings()

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -19,9 +19,11 @@ from difffeat.probe.base import Validation
 from difffeat.probe.cautions import require_distinct_classes
 from difffeat.probe.data import UNKNOWN, FeatureMatrix, FeatureStore, matrix_shape, row_count, take
 from difffeat.probe.inputs import rows_of
+from difffeat.probe.labels import Labels
 from difffeat.probe.optim import is_whole, loss_and_gradient
 from difffeat.probe.ridge import ALPHAS, RidgeProbe
 from difffeat.probe.sameness import require_halves, require_modalities, require_same_classes
+from difffeat.probe.selection import Examples
 from difffeat.probe.splits import labels_of
 from difffeat.probe.training import Parameters, TrainedProbe
 
@@ -215,31 +217,28 @@ class FusionProbe(TrainedProbe):
         """`add` or `concat`."""
         return self.kind
 
-    def fit(
-        self,
-        x: Any,
-        y: Any,
-        *,
-        rows: np.ndarray | None = None,
-        classes: Sequence[str] | None = None,
-        validation: Validation | None = None,
-    ) -> Self:
-        """Train on pairs; `y` has one row a pair. Arguments, errors and warnings as in `LinearProbe.fit`."""
+    def _begin(self, x: Any, y: Any, rows: np.ndarray | None, classes: Sequence[str] | None) -> Examples:
         if not isinstance(x, PairedFeatures) and self.image_width is None:
             raise ProbeError(
                 f"fusion needs PairedFeatures, got {type(x).__name__}. Use join(image_store, text_store).features(...), or say which columns are the "
                 "image's: FusionProbe(image_width=...)."
             )
-        examples = self._begin(x, y, rows, classes)
+        examples = super()._begin(x, y, rows, classes)
         self.image_width_ = x.image_width if isinstance(x, PairedFeatures) else int(self.image_width or 0)
         if not 0 < self.image_width_ < self.n_features_in_:
             raise ProbeError(f"image_width is {self.image_width_} of {self.n_features_in_} features: nothing is left for the text")
         if self.image_width not in (None, self.image_width_):
             raise ProbeError(f"image_width is {self.image_width}, but the images of these pairs have width {self.image_width_}")
-        if validation is not None:
+        return examples
+
+    def _validation(self, validation: Validation | None, labels: Labels) -> Examples | None:
+        if isinstance(validation, tuple | list) and validation:
             self._check_halves(validation[0])
-        self.parameters_, notes = self._train_on(examples, self._validation(validation, examples.labels))
-        return self._finish(examples.labels, notes)
+        return super()._validation(validation, labels)
+
+    def _fit(self, examples: Examples, held: Examples | None) -> list[str]:
+        self.parameters_, notes = self._train_on(examples, held)
+        return notes
 
     def _initial(self, width: int, n_columns: int) -> Parameters:
         """`concat` is convex and starts at 0. For `add` that would be a saddle: projections start at N(0, 1/D), the classifier at 0."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 
-from difffeat.probe.base import Validation
 from difffeat.probe.optim import loss_and_gradient
+from difffeat.probe.selection import Examples
 from difffeat.probe.training import Parameters, TrainedProbe, standardised_reader
 
 __all__ = ["LinearProbe", "standardised_reader"]
@@ -48,27 +48,10 @@ class LinearProbe(TrainedProbe):
         self.epochs, self.lr, self.batch_size, self.weight_decay = epochs, lr, batch_size, weight_decay
         self.standardize, self.loss, self.seed = standardize, loss, seed
 
-    def fit(
-        self,
-        x: Any,
-        y: Any,
-        *,
-        rows: np.ndarray | None = None,
-        classes: Sequence[str] | None = None,
-        validation: Validation | None = None,
-    ) -> Self:
-        """Train on the selected rows.
-
-        **Arguments:** `x` [n, D], an array or a store's features (read in pieces); `y` one row for each selected row: multi-hot [m, C] (-1:
-        unknown, takes no part), class numbers [m] of `classes`, or without `classes` one value of any kind a sample; `classes` their names;
-        `validation` (features, labels) or (features, labels, rows) to choose `lr` on, else a seeded fifth of the rows is held out for it.
-        Raises ProbeError when they do not fit, when a feature is not finite, or when the loss runs away. Warns (ProbeWarning, kept in `notes_`)
-        when the loss is still falling, and when the best rate lies at the edge of its grid.
-        """
-        examples = self._begin(x, y, rows, classes)
-        parameters, notes = self._train_on(examples, self._validation(validation, examples.labels))
+    def _fit(self, examples: Examples, held: Examples | None) -> list[str]:
+        parameters, notes = self._train_on(examples, held)
         self.weights_, self.bias_ = parameters["weights"], parameters["bias"]
-        return self._finish(examples.labels, notes)
+        return notes
 
     def _initial(self, width: int, n_columns: int) -> Parameters:
         return {"weights": np.zeros((width, n_columns), np.float32), "bias": np.zeros(n_columns, np.float32)}

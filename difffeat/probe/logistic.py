@@ -6,12 +6,12 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 
 from difffeat.errors import ConfigError
-from difffeat.probe.base import Probe, Validation
+from difffeat.probe.base import Probe
 from difffeat.probe.data import matrix_shape, row_chunks
 from difffeat.probe.labels import MULTICLASS, Labels
 from difffeat.probe.optim import candidates, check_seed, is_choice, is_whole
@@ -59,18 +59,8 @@ class LogisticProbe(Probe):
             raise ConfigError(f"c must be above 0 and max_iter at least 1, got {self.c!r} and {self.max_iter!r}")
         check_seed(self.seed)
 
-    def fit(
-        self,
-        x: Any,
-        y: Any,
-        *,
-        rows: np.ndarray | None = None,
-        classes: Sequence[str] | None = None,
-        validation: Validation | None = None,
-    ) -> Self:
-        """Fit on the selected rows; arguments, errors and warnings as in `RidgeProbe.fit`."""
-        examples = self._begin(x, y, rows, classes)
-        held, notes = self._validation(validation, examples.labels), list[str]()
+    def _fit(self, examples: Examples, held: Examples | None) -> list[str]:
+        notes = list[str]()
         self.target_, self.validation_map_, self.validation_loss_ = examples.labels.target, [], []
         cs = candidates(self.c, CS)
         if len(cs) == 1:
@@ -90,7 +80,7 @@ class LogisticProbe(Probe):
         self.weights_, self.bias_, self.n_iter_ = fitted.weights, fitted.bias, fitted.iterations
         if fitted.unfinished:
             self._say_unfinished(fitted.unfinished)
-        return self._finish(examples.labels, notes)
+        return notes
 
     def _fits(self, examples: Examples, cs: Sequence[float]) -> tuple[Standardizer, list[_Fitted]]:
         """The standardisation, and a fit for each of the ascending `cs`."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 
 from difffeat.errors import ConfigError
-from difffeat.probe.base import Probe, Validation
+from difffeat.probe.base import Probe
 from difffeat.probe.optim import candidates, check_seed, is_choice
 from difffeat.probe.ridge_solutions import ALPHAS, GroupedRidgePath, RidgePath, RidgeSolutions, _dual, _primal, ridge_path
 from difffeat.probe.selection import ON_HOLDOUT, ON_VALIDATION, Examples, Judged, by_map, edge_note, hold_out
@@ -41,23 +41,8 @@ class RidgeProbe(Probe):
             raise ConfigError(f"alphas must be numbers above 0, got {given!r}")
         check_seed(self.seed)
 
-    def fit(
-        self,
-        x: Any,
-        y: Any,
-        *,
-        rows: np.ndarray | None = None,
-        classes: Sequence[str] | None = None,
-        validation: Validation | None = None,
-    ) -> Self:
-        """Solve on the selected rows.
-
-        **Arguments:** `x`, `y`, `rows`, `classes` as in `LinearProbe.fit`; `validation` (features, labels) or (features, labels, rows) to
-        choose alpha on. Without it a seeded fifth of the training rows is held out for the choice, and the solution is then computed on all
-        of them. Warns (ProbeWarning, kept in `notes_`) when the chosen alpha lies at an edge of `alphas` and a wider grid might do better.
-        """
-        examples = self._begin(x, y, rows, classes)
-        held, alphas = self._validation(validation, examples.labels), candidates(self.alphas, ALPHAS)
+    def _fit(self, examples: Examples, held: Examples | None) -> list[str]:
+        alphas = candidates(self.alphas, ALPHAS)
         self.validation_map_, self.validation_loss_, notes = [], [], list[str]()
         path = None if held is None and len(alphas) > 1 else self._path(examples)
         if len(alphas) == 1:
@@ -72,7 +57,7 @@ class RidgeProbe(Probe):
         path = path or self._path(examples)
         weights, bias = path.affine(self.alpha_)
         self.standardizer_, self.weights_, self.bias_ = path.standardizer, weights.astype(np.float32), (bias - 0.5).astype(np.float32)
-        return self._finish(examples.labels, notes)
+        return notes
 
     def _path(self, examples: Examples) -> RidgeSolutions:
         labels = examples.labels
