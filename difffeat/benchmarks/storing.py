@@ -14,7 +14,7 @@ import numpy as np
 from difffeat.benchmarks.asking import require_counts
 from difffeat.benchmarks.throughput import write_result
 from difffeat.benchmarks.timing import compare, machine, ratios
-from difffeat.probe.ridge import ridge_path
+from difffeat.probe.ridge_solutions import ridge_path
 from difffeat.recipe import GraphRecipe, Recipe, RunRecipe
 from difffeat.runtime.manifest import Manifest, SamplesPart
 from difffeat.runtime.store import Features, Store

@@ -31,7 +31,7 @@ _HOMES = {
     "top_k_accuracy": "metrics",
     "Report": "report",
     "RidgeProbe": "ridge",
-    "ridge_path": "ridge",
+    "ridge_path": "ridge_solutions",
     "Grid": "search",
     "grid_search": "search",
     "halving": "search",

@@ -24,7 +24,8 @@ from difffeat.probe.factory import make_probe
 from difffeat.probe.metrics import THRESHOLD, multi_label_report
 from difffeat.probe.output import write_fresh
 from difffeat.probe.provenance import provenance
-from difffeat.probe.ridge import ALPHAS, RidgeProbe, ridge_path
+from difffeat.probe.ridge import RidgeProbe
+from difffeat.probe.ridge_solutions import ALPHAS, ridge_path
 from difffeat.probe.sameness import left_out, require_apart, require_same
 from difffeat.probe.search import Grid
 from difffeat.probe.splits import FRACTIONS, SPLITS, Part, drawn_rows, labels_of, make_parts, split_rows, usable_rows

@@ -21,7 +21,8 @@ from difffeat.probe.data import UNKNOWN, FeatureMatrix, FeatureStore, matrix_sha
 from difffeat.probe.inputs import rows_of
 from difffeat.probe.labels import Labels
 from difffeat.probe.optim import is_whole, loss_and_gradient
-from difffeat.probe.ridge import ALPHAS, RidgeProbe
+from difffeat.probe.ridge import RidgeProbe
+from difffeat.probe.ridge_solutions import ALPHAS
 from difffeat.probe.sameness import require_halves, require_modalities, require_same_classes
 from difffeat.probe.selection import Examples
 from difffeat.probe.splits import labels_of

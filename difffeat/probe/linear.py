@@ -9,9 +9,7 @@ import numpy as np
 
 from difffeat.probe.optim import loss_and_gradient
 from difffeat.probe.selection import Examples
-from difffeat.probe.training import Parameters, TrainedProbe, standardised_reader
-
-__all__ = ["LinearProbe", "standardised_reader"]
+from difffeat.probe.training import Parameters, TrainedProbe
 
 
 class LinearProbe(TrainedProbe):

@@ -10,10 +10,8 @@ import numpy as np
 from difffeat.errors import ConfigError
 from difffeat.probe.base import Probe
 from difffeat.probe.optim import candidates, check_seed, is_choice
-from difffeat.probe.ridge_solutions import ALPHAS, GroupedRidgePath, RidgePath, RidgeSolutions, _dual, _primal, ridge_path
+from difffeat.probe.ridge_solutions import ALPHAS, RidgeSolutions, ridge_path
 from difffeat.probe.selection import ON_HOLDOUT, ON_VALIDATION, Examples, Judged, by_map, edge_note, hold_out
-
-__all__ = ["ALPHAS", "GroupedRidgePath", "RidgePath", "RidgeProbe", "_dual", "_primal", "ridge_path"]
 
 
 class RidgeProbe(Probe):

@@ -19,7 +19,8 @@ from difffeat.probe.choices import OPTIMISTIC, edge_text, is_at_edge, warnings_k
 from difffeat.probe.data import FeatureMatrix, RowsOf
 from difffeat.probe.fusion import Join, PairedFeatures, join
 from difffeat.probe.metrics import mean_average_precision
-from difffeat.probe.ridge import ALPHAS, RidgeProbe, ridge_path
+from difffeat.probe.ridge import RidgeProbe
+from difffeat.probe.ridge_solutions import ALPHAS, ridge_path
 from difffeat.probe.sameness import require_apart, require_same_classes, require_same_recipe
 from difffeat.recipe import tap_name
 

@@ -146,7 +146,7 @@ def test_labels_of_many_classes_are_never_copied_whole_in_float64() -> None:
     import tracemalloc
 
     from difffeat.probe.evaluate import split_rows
-    from difffeat.probe.ridge import ridge_path
+    from difffeat.probe.ridge_solutions import ridge_path
 
     rng = np.random.default_rng(0)
     labels = np.zeros((20_000, 1000), np.uint8)

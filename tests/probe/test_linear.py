@@ -13,7 +13,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from difffeat.errors import ConfigError, ProbeError
-from difffeat.probe import linear
+from difffeat.probe import training
 from difffeat.probe.factory import load_probe, make_probe
 from difffeat.probe.linear import LinearProbe
 from difffeat.probe.logistic import LogisticProbe
@@ -100,7 +100,7 @@ def test_features_read_in_pieces_give_the_same_probe(make_problem, read_in_piece
     in_memory = LinearProbe(epochs=3, lr=0.01, batch_size=32).fit(x[rows], problem.y[rows])
     for cache_bytes in (2**30, 0):
         held = read_in_pieces(x)
-        monkeypatch.setattr(linear.standardised_reader, "__defaults__", (cache_bytes,))
+        monkeypatch.setattr(training.standardised_reader, "__defaults__", (cache_bytes,))
         streamed = LinearProbe(epochs=3, lr=0.01, batch_size=32).fit(held, problem.y[rows], rows=rows)
         np.testing.assert_array_equal(streamed.weights_, in_memory.weights_)
         np.testing.assert_array_equal(streamed.predict_proba(held, rows), in_memory.predict_proba(x[rows]))

@@ -9,7 +9,8 @@ from sklearn.linear_model import Ridge
 from difffeat.errors import ConfigError, ProbeError, ProbeWarning
 from difffeat.probe import data
 from difffeat.probe.metrics import mean_average_precision
-from difffeat.probe.ridge import ALPHAS, RidgeProbe, ridge_path
+from difffeat.probe.ridge import RidgeProbe
+from difffeat.probe.ridge_solutions import ALPHAS, ridge_path
 
 
 @pytest.mark.parametrize("n", [300, 8], ids=["primal", "dual"])
@@ -27,7 +28,7 @@ def test_it_is_scikit_learns_ridge_for_every_alpha(n: int, standardize: bool, ma
 
 
 def test_primal_and_dual_agree_where_they_meet(make_problem) -> None:
-    from difffeat.probe.ridge import _dual, _primal
+    from difffeat.probe.ridge_solutions import _dual, _primal
     from difffeat.probe.standardize import Standardizer
 
     problem = make_problem(n=40)

@@ -21,7 +21,8 @@ from difffeat.probe.linear import LinearProbe
 from difffeat.probe.logistic import CS, LogisticProbe
 from difffeat.probe.metrics import mean_average_precision
 from difffeat.probe.optim import LRS, loss_and_gradient, sigmoid, simplex
-from difffeat.probe.ridge import ALPHAS, RidgeProbe, ridge_path
+from difffeat.probe.ridge import RidgeProbe
+from difffeat.probe.ridge_solutions import ALPHAS, ridge_path
 from difffeat.probe.selection import Examples, Judged, column_ap, hold_out
 from difffeat.probe.training import still_falling
 
