@@ -388,7 +388,7 @@ def probe(
     from difffeat.workflows.probing import run_probe
 
     result = run_probe(
-        store, validation=validation, test=test, taps=taps, method=method, seed=seed, output=output, splits_file=splits, allow_shared=allow_shared,
+        store, validation=validation, test=test, taps=taps, method=method, seed=seed, output=output, splits=splits, allow_shared=allow_shared,
         options=probe_options, say=say(as_json),
     )  # fmt: skip
     emit(result, as_json)
@@ -422,12 +422,12 @@ def fuse(
 ) -> None:
     """Train a fused classifier on image and text features joined by sample id, and compare it with each alone by the same method."""
     from difffeat.workflows.fusing import run_fuse
+    from difffeat.workflows.pair_stores import PairStores
 
+    given = PairStores(image_store, text_store, validation_image, validation_text, test_image, test_text, splits, allow_shared)
     result = run_fuse(
-        image_store, text_store, image_tap=image_tap, text_tap=text_tap, test_image=test_image, test_text=test_text, fusion=fusion, width=width,
-        seed=seed, output=output, validation_image=validation_image, validation_text=validation_text, splits_file=splits, allow_shared=allow_shared,
-        method=method, options=probe_options,
-    )  # fmt: skip
+        given, image_tap=image_tap, text_tap=text_tap, fusion=fusion, width=width, seed=seed, output=output, method=method, options=probe_options
+    )
     emit(result, as_json)
 
 
@@ -450,12 +450,11 @@ def search(
     as_json: Json = False,
 ) -> None:
     """Find the best pair of image and text taps, with the full trace."""
+    from difffeat.workflows.pair_stores import PairStores
     from difffeat.workflows.searching import run_search
 
-    result = run_search(
-        image_store, text_store, strategy=strategy, neighbourhood=neighbourhood, seed=seed, output=output, validation_image=validation_image,
-        validation_text=validation_text, test_image=test_image, test_text=test_text, splits_file=splits, allow_shared=allow_shared,
-    )  # fmt: skip
+    given = PairStores(image_store, text_store, validation_image, validation_text, test_image, test_text, splits, allow_shared)
+    result = run_search(given, strategy=strategy, neighbourhood=neighbourhood, seed=seed, output=output)
     emit(result, as_json)
 
 

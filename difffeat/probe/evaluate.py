@@ -28,7 +28,7 @@ from difffeat.probe.ridge import RidgeProbe
 from difffeat.probe.ridge_solutions import ALPHAS, ridge_path
 from difffeat.probe.sameness import left_out, require_apart, require_same
 from difffeat.probe.search import Grid
-from difffeat.probe.splits import FRACTIONS, SPLITS, Part, drawn_rows, labels_of, make_parts, split_rows, usable_rows
+from difffeat.probe.splits import FRACTIONS, SPLITS, Part, Parts, drawn_rows, labels_of, make_parts, split_rows, usable_rows
 from difffeat.recipe import parse_tap
 
 __all__ = ["SCHEMA", "Part", "Probed", "TapScores", "evaluate_taps", "make_parts", "probe_store", "split_rows", "usable_rows", "write_metrics"]
@@ -69,11 +69,26 @@ def probe_store(
     `seed` of splits, training and bootstrap. Adam's learning rate, ridge's alpha and logistic's C are chosen on validation where `settings` does not
     give them; `chosen` in the result says what and where.
     """
-    if report_on not in SPLITS:
-        raise ConfigError(f"report_on must be one of {', '.join(SPLITS)}; got {report_on!r}")
     parts = make_parts(
         store, validation=validation, test=test, fractions=fractions, seed=seed, allow_mixed=allow_mixed, allow_shared=allow_shared, splits=splits
     )
+    return probe_parts(parts, tap, report_on=report_on, method=method, settings=settings, seed=seed, n_resamples=n_resamples)
+
+
+def probe_parts(
+    parts: Parts,
+    tap: str,
+    *,
+    report_on: str = "test",
+    method: str = "adam",
+    settings: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    n_resamples: int = 1000,
+) -> Probed:
+    """The same on parts that are made already: several taps are probed on one split. Arguments as in `probe_store`."""
+    if report_on not in SPLITS:
+        raise ConfigError(f"report_on must be one of {', '.join(SPLITS)}; got {report_on!r}")
+    store = parts["train"].store
     probe = _fit(parts, tap, method, dict(settings or {}), seed)
     part = parts[report_on]
     if len(part.rows) == 0:

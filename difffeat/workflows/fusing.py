@@ -2,91 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from difffeat.probe.evaluate import SCHEMA, write_metrics
-from difffeat.probe.provenance import provenance
-from difffeat.workflows.fusion_systems import Asked, compared, fit_systems, notes_of, table
-from difffeat.workflows.pair_splits import pair_splits
+from difffeat.probe.evaluate import SCHEMA
+from difffeat.workflows.fusion_systems import Asked, System, compared, fit_systems, notes_of, table
+from difffeat.workflows.pair_stores import PairStores
 from difffeat.workflows.pairs import Split
 from difffeat.workflows.per_class import PerClass
 from difffeat.workflows.probe_options import ProbeOptions
-from difffeat.workflows.probe_stores import (
-    BRACKETS,
-    features_of,
-    fingerprints_of,
-    notes_text,
-    one_tap,
-    pair_of,
-    require_distinct,
-    require_whole_pairs,
-    results_folder,
-    splits_beside,
-    splits_of,
-)
+from difffeat.workflows.probe_stores import BRACKETS, fingerprints_of, notes_text, one_tap, results_folder, write_trained
 
 
 def run_fuse(
-    image_store: Path,
-    text_store: Path,
+    given: PairStores,
     *,
     image_tap: str | None,
     text_tap: str | None,
-    test_image: Path | None,
-    test_text: Path | None,
     fusion: str | None,
     width: int,
     seed: int,
     output: Path | None,
-    validation_image: Path | None = None,
-    validation_text: Path | None = None,
-    splits_file: Path | None = None,
-    allow_shared: bool = False,
     method: str = "adam,ridge",
     options: ProbeOptions | None = None,
 ) -> dict[str, Any]:
     """Train the fused classifier; beside it, on the same rows and by each method, image alone, text alone and the other fusions."""
-    out = results_folder(output, f"fusion-{image_store.name}", seed)
-    given = {"the image store": image_store, "the text store": text_store, "--validation-image": validation_image, "--test-image": test_image}
-    require_whole_pairs(validation=(validation_image, validation_text), test=(test_image, test_text))
-    require_distinct({**given, "--validation-text": validation_text, "--test-text": test_text})
+    out = results_folder(output, f"fusion-{given.image.name}", seed)
     asked = Asked.checked(method, fusion, width, seed, options or ProbeOptions())
-    stores = features_of(image_store), features_of(text_store)
+    stores = given.open()
     taps = one_tap(stores[0], image_tap, "--image-tap"), one_tap(stores[1], text_tap, "--text-tap")
-    made = pair_splits(
-        stores, validation=pair_of(validation_image, validation_text), test=pair_of(test_image, test_text), seed=seed,
-        splits=splits_of(splits_file), allow_shared=allow_shared,
-    )  # fmt: skip
-    splits, summary = made.parts, made.summary
-    systems, kept = fit_systems(splits, taps, asked)
-    found = compared(systems, splits["test"].labels, splits["train"].joined.classes, seed)
-    fused = systems[asked.saved].probe
-    by_name = {asked.saved: systems[asked.saved].scores, **{name: system.scores for name, system in systems.items()}}
-    classes = PerClass.of(splits["test"].labels, by_name, splits["train"].joined.classes)
-    about = {"seed": seed, "join": summary, "taps": list(taps), "saved": asked.saved, "settings": fused.settings(), "per_class": classes.to_list()}
-    notes = list(dict.fromkeys([*made.notes, *notes_of(systems, found["mAP"], kept)]))
-    gains = [one for one in found["differences"] if one["method"] == asked.methods[0] and one["of"] == f"fusion by {asked.kind}"]
-    about["gain"] = {one["less"]: one for one in gains if one["less"] in ("image", "text")}
-    result = {**_origin(splits), **about, "split": dict(made.record), **found, "notes": notes}
-    stored = {"image": image_store, "text": text_store, "validation image": validation_image, "validation text": validation_text}
-    result["provenance"] = provenance({**stored, "test image": test_image, "test text": test_text, "splits": splits_file})
-    metrics = write_metrics(out, result, beside=["fusion.safetensors", "splits.json", "per-class.csv"])
-    by_class = classes.write(metrics.with_name(f"{metrics.stem.replace('metrics', 'per-class')}.csv"))
-    ids = splits_beside(metrics, "metrics", "splits", made.ids, made.record)
-    of = {"taps": ",".join(taps), "fingerprints": result["fingerprints"]["train"]}
-    classifier = fused.save(metrics.with_name(f"{metrics.stem.replace('metrics', 'fusion')}.safetensors"), of)
-    lines = [summary, *table(result), *classes.lines(), *notes_text(notes), BRACKETS]
-    lines.append(f"  saved: {asked.saved}; {metrics}, {classifier}, {ids}, {by_class}")
-    return {
-        **result,
-        "metrics_file": str(metrics),
-        "splits_file": str(ids),
-        "per_class_file": str(by_class),
-        "classifier": str(classifier),
-        "text": "\n".join(lines),
+    made = given.split(stores, seed)
+    train, test = made.parts["train"], made.parts["test"]
+    systems, kept = fit_systems(made.parts, taps, asked)
+    found = compared(systems, test.labels, train.joined.classes, seed)
+    saved = systems[asked.saved]
+    classes = PerClass.of(test.labels, {saved.name: saved.scores, **{name: one.scores for name, one in systems.items()}}, train.joined.classes)
+    result = {
+        **_origin(made.parts),
+        "seed": seed,
+        "join": made.summary,
+        "taps": list(taps),
+        "saved": saved.name,
+        "settings": saved.probe.settings(),
+        "per_class": classes.to_list(),
+        "gain": _gains(found["differences"], saved),
+        "split": dict(made.record),
+        **found,
+        "notes": list(dict.fromkeys([*made.notes, *notes_of(systems, found["mAP"], kept)])),
+        "provenance": given.provenance(),
     }
+    about = {"taps": ",".join(taps), "fingerprints": result["fingerprints"]["train"]}
+    written = write_trained(out, result, "fusion", saved.probe, about, made.ids, classes)
+    lines = [made.summary, *table(result), *classes.lines(), *notes_text(result["notes"]), BRACKETS]
+    return {**result, **written, "text": "\n".join([*lines, f"  saved: {saved.name}; {', '.join(written.values())}"])}
+
+
+def _gains(differences: Sequence[Mapping[str, Any]], saved: System) -> dict[str, Any]:
+    """What the saved fusion adds to each modality alone by its own method."""
+    own = [one for one in differences if (one["method"], one["of"]) == (saved.method, saved.inputs)]
+    return {one["less"]: one for one in own if one["less"] in ("image", "text")}
 
 
 def _origin(splits: Mapping[str, Split]) -> dict[str, Any]:

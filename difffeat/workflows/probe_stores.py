@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from difffeat.errors import ConfigError
+from difffeat.probe.base import Probe
 from difffeat.probe.bootstrap import OF
+from difffeat.probe.evaluate import write_metrics
 from difffeat.probe.optim import check_seed
 from difffeat.probe.output import check_folder
 from difffeat.probe.split_files import read_splits, write_splits
@@ -15,6 +17,7 @@ from difffeat.recipe import parse_tap
 from difffeat.recognise import quoted
 from difffeat.runtime.store import Store
 from difffeat.workflows.pairs import Split
+from difffeat.workflows.per_class import PerClass
 
 RESULTS = Path("results")
 BRACKETS = f"  in brackets: 95 % bootstrap intervals over samples, of {OF}"
@@ -38,18 +41,6 @@ def features_of(path: Path) -> Store:
     return store
 
 
-def require_whole_pairs(**parts: tuple[Path | None, Path | None]) -> None:
-    """Raises ConfigError where a part's image store was given without its text store, or the other way round. `parts`: name -> (image, text)."""
-    for name, (image, text) in parts.items():
-        if (image is None) != (text is None):
-            raise ConfigError(f"give both --{name}-image and --{name}-text, or neither")
-
-
-def pair_of(image: Path | None, text: Path | None) -> tuple[Store, Store] | None:
-    """Both stores of a part, or None."""
-    return None if image is None or text is None else (features_of(image), features_of(text))
-
-
 def require_distinct(stores: Mapping[str, Path | None]) -> None:
     """Raises ConfigError where one folder was given for two purposes. `stores`: purpose -> path."""
     seen: dict[Path, str] = {}
@@ -64,9 +55,24 @@ def splits_of(path: Path | None) -> dict[str, str] | None:
     return None if path is None else read_splits(path)
 
 
-def splits_beside(metrics: Path, stem: str, name: str, ids: Mapping[str, Any], record: Mapping[str, Any]) -> Path:
-    """Writes the ids of each part next to a result, under its number. Returns where."""
-    return write_splits(metrics.with_name(metrics.name.replace(stem, name)), ids, record)
+def beside(metrics: Path, stem: str, suffix: str) -> Path:
+    """The place of a file that belongs to a result, under its number: `per-class-2.csv` of `metrics-2.json`."""
+    return metrics.with_name(f"{metrics.stem.replace('metrics', stem)}{suffix}")
+
+
+def write_trained(
+    out: Path, result: Mapping[str, Any], stem: str, probe: Probe, about: Mapping[str, Any], ids: Mapping[str, Sequence[str]], classes: PerClass
+) -> dict[str, str]:
+    """Writes metrics.json and, under its number, the classifier `stem`.safetensors with its metadata `about`, the ids of each split, and the AP of
+    each class. Returns where each lies, as a result names it.
+    """
+    metrics = write_metrics(out, result, beside=[f"{stem}.safetensors", "splits.json", "per-class.csv"])
+    return {
+        "metrics_file": str(metrics),
+        "classifier": str(probe.save(beside(metrics, stem, ".safetensors"), about)),
+        "splits_file": str(write_splits(beside(metrics, "splits", ".json"), ids, result["split"])),
+        "per_class_file": str(classes.write(beside(metrics, "per-class", ".csv"))),
+    }
 
 
 def notes_text(notes: Any) -> list[str]:

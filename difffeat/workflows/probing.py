@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from difffeat.probe.choices import OPTIMISTIC, TIES, choice_text, warnings_kept
-from difffeat.probe.evaluate import probe_store, write_metrics
+from difffeat.probe.evaluate import make_parts, probe_parts
 from difffeat.probe.factory import make_probe
 from difffeat.probe.provenance import provenance
 from difffeat.probe.sameness import told, weights_notes
@@ -21,9 +21,9 @@ from difffeat.workflows.probe_stores import (
     notes_text,
     require_distinct,
     results_folder,
-    splits_beside,
     splits_of,
     taps_asked,
+    write_trained,
 )
 
 
@@ -36,7 +36,7 @@ def run_probe(
     method: str,
     seed: int,
     output: Path | None,
-    splits_file: Path | None = None,
+    splits: Path | None = None,
     allow_shared: bool = False,
     options: ProbeOptions | None = None,
     say: Callable[[str], None] = lambda _: None,
@@ -50,53 +50,51 @@ def run_probe(
     out = results_folder(output, f"probe-{store.name}", seed)
     require_distinct({"the training store": store, "--validation": validation, "--test": test})
     train = features_of(store)
-    others: dict[str, Any] = {"validation": features_of(validation) if validation else None, "test": features_of(test) if test else None}
-    others |= {"splits": splits_of(splits_file), "allow_shared": allow_shared}
+    parts = make_parts(
+        train, validation=features_of(validation) if validation else None, test=features_of(test) if test else None, seed=seed,
+        splits=splits_of(splits), allow_shared=allow_shared,
+    )  # fmt: skip
     names = taps_asked(train, taps)
     scored: dict[str, dict[str, Any]] = {}
+    how: dict[str, Any] = {"method": known, "settings": settings, "seed": seed}
     with warnings_kept() as kept:
         for number, name in enumerate(names if len(names) > 1 else (), 1):
             say(f"{name}: training, tap {number} of {len(names)} (a store of {len(train.ids)} rows)")
-            probed = probe_store(train, name, **others, report_on="validation", method=known, settings=settings, seed=seed, n_resamples=200)
+            probed = probe_parts(parts, name, report_on="validation", n_resamples=200, **how)
             found = probed.result
             scored[name] = {**found["interval"], "chosen": found["chosen"], "notes": list(probed.probe.notes_)}
         best = best_tap(scored) if scored else next(iter(names))
         say(f"{best}: training for the number on test (a store of {len(train.ids)} rows)")
-        final = probe_store(train, best, **others, report_on="test", method=known, settings=settings, seed=seed)
+        final = probe_parts(parts, best, **how)
     result = {**final.result, "candidates": scored, "selected_on": "validation" if scored else final.result["selected_on"]}
     table = PerClass.of(final.labels, {method: final.scores}, train.classes)
     notes = [*weights_notes(train, "training"), *final.result["notes"], *kept, *_candidates_notes(scored, best)]
     result |= {"per_class": table.to_list(), "notes": list(dict.fromkeys(notes))}
     if scored:
         result["ties"] = TIES
-    result["provenance"] = provenance({"train": store, "validation": validation, "test": test, "splits": splits_file})
-    metrics = write_metrics(out, result, beside=["probe.safetensors", "splits.json", "per-class.csv"])
-    by_class = table.write(metrics.with_name(f"{metrics.stem.replace('metrics', 'per-class')}.csv"))
-    ids = splits_beside(metrics, "metrics", "splits", final.ids, result["split"])
-    about = {"tap": best, "fingerprint": train.fingerprint}
-    classifier = final.probe.save(metrics.with_name(f"{metrics.stem.replace('metrics', 'probe')}.safetensors"), about)
-    lines = [
+    result["provenance"] = provenance({"train": store, "validation": validation, "test": test, "splits": splits})
+    written = write_trained(out, result, "probe", final.probe, {"tap": best, "fingerprint": train.fingerprint}, final.ids, table)
+    lines = [*_lines(result, table), f"  {', '.join(written.values())}"]
+    return {**result, **written, "text": "\n".join(lines)}
+
+
+def _lines(result: Mapping[str, Any], table: PerClass) -> list[str]:
+    """A result in words, without its files."""
+    best, on_test = result["tap"], result["splits"]["test"]
+    candidates = [
         f"{name}: validation mAP {interval_text(value)}   {choice_text(value['chosen'])}{'   <- best' if name == best else ''}"
-        for name, value in scored.items()
+        for name, value in result["candidates"].items()
     ]
-    lines += [
-        f"{best} on test ({result['splits']['test']['rows']} rows, {result['splits']['test']['from']}): mAP {interval_text(result['interval'])}",
+    return [
+        *candidates,
+        f"{best} on test ({on_test['rows']} rows, {on_test['from']}): mAP {interval_text(result['interval'])}",
         *table.lines(),
         *_single_label(result["metrics"]),
         *(f"  left out of the {name} store: {told(counts)}" for name, counts in result["left_out"].items() if told(counts)),
         *notes_text(result["notes"]),
         BRACKETS,
-        f"  method {method}, {choice_text(result['chosen'])}; chosen on {result['selected_on']}",
-        f"  {metrics}, {classifier}, {ids}, {by_class}",
+        f"  method {result['method']}, {choice_text(result['chosen'])}; chosen on {result['selected_on']}",
     ]
-    return {
-        **result,
-        "metrics_file": str(metrics),
-        "splits_file": str(ids),
-        "per_class_file": str(by_class),
-        "classifier": str(classifier),
-        "text": "\n".join(lines),
-    }
 
 
 def best_tap(scored: Mapping[str, Mapping[str, Any]]) -> str:

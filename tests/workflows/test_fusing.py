@@ -14,7 +14,7 @@ from difffeat.probe.factory import load_probe
 from difffeat.probe.metrics import mean_average_precision
 from difffeat.workflows.fusing import run_fuse
 from difffeat.workflows.probe_options import ProbeOptions
-from tests.workflows.test_probing import stored
+from tests.workflows.test_probing import given, stored
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +24,8 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def fuse(pair: tuple[Path, Path], output: Path, **options: Any) -> dict[str, Any]:
-    known = {"image_tap": None, "text_tap": None, "test_image": None, "test_text": None, "fusion": None, "width": 4, "seed": 0}
-    return run_fuse(*pair, output=output, **{**known, **options})
+    known = {"image_tap": None, "text_tap": None, "fusion": None, "width": 4, "seed": 0}
+    return run_fuse(given(*pair, options), output=output, **{**known, **options})
 
 
 @pytest.fixture(scope="module")

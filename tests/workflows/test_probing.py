@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ from difffeat.runtime.sources import open_source
 from difffeat.runtime.sources_options import SourceOptions
 from difffeat.runtime.store import Store
 from difffeat.workflows.fusing import run_fuse
+from difffeat.workflows.pair_stores import PairStores
 from difffeat.workflows.pairs import Held, Split, TapEvaluator
 from difffeat.workflows.probing import run_probe
 from difffeat.workflows.searching import run_search
@@ -73,9 +75,15 @@ def stored(
     return path
 
 
+def given(image: Path, text: Path, options: dict[str, Any]) -> PairStores:
+    """The stores among options, which are taken out of them."""
+    own = {field.name for field in dataclasses.fields(PairStores)} & options.keys()
+    return PairStores(image, text, **{name: options.pop(name) for name in own})
+
+
 def fuse(image: Path, text: Path, output: Path, **options: Any) -> dict[str, Any]:
-    known = {"image_tap": None, "text_tap": None, "test_image": None, "test_text": None, "fusion": "add", "width": 4, "seed": 0}
-    return run_fuse(image, text, output=output, **{**known, **options})
+    known = {"image_tap": None, "text_tap": None, "fusion": "add", "width": 4, "seed": 0}
+    return run_fuse(given(image, text, options), output=output, **{**known, **options})
 
 
 def probe(store: Path, output: Path, **options: Any) -> dict[str, Any]:
@@ -84,7 +92,7 @@ def probe(store: Path, output: Path, **options: Any) -> dict[str, Any]:
 
 
 def search(image: Path, text: Path, output: Path, **options: Any) -> dict[str, Any]:
-    return run_search(image, text, output=output, **{"strategy": "local", "neighbourhood": 1, "seed": 0, **options})
+    return run_search(given(image, text, options), output=output, **{"strategy": "local", "neighbourhood": 1, "seed": 0, **options})
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +195,7 @@ def test_the_splits_of_one_result_can_be_given_to_every_verb(pair: tuple[Path, P
     verbs: list[tuple[Callable[..., Any], tuple[Path, ...], dict[str, Any]]]
     verbs = [(probe, pair[:1], {}), (fuse, pair, {"image_tap": "b1/t30"}), (search, pair, {})]
     for verb, stores, options in verbs:
-        again = verb(*stores, tmp_path / verb.__name__, seed=0, splits_file=file, **options)
+        again = verb(*stores, tmp_path / verb.__name__, seed=0, splits=file, **options)
         assert ids_of(again) == ids_of(first)
         assert again["split"]["rule"] == "the splits that were given"
 
