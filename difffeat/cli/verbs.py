@@ -8,10 +8,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from difffeat.cli import bench, store
+from difffeat.cli import bench, probing, store
 from difffeat.cli.config import read_config
 from difffeat.cli.options import (
-    AllowShared,
     BatchSize,
     CaptionProtocol,
     ChannelsLast,
@@ -26,20 +25,15 @@ from difffeat.cli.options import (
     Pixels,
     Preprocess,
     ShardSize,
-    Splits,
     StrictPixels,
     TensorrtProvider,
     Tf32,
     Threads,
-    ValidationImage,
-    ValidationText,
 )
 from difffeat.cli.printing import emit, say
-from difffeat.cli.probe import with_probe_options
 from difffeat.cli.source import with_source_options
 from difffeat.errors import Interrupted
 from difffeat.runtime.sources_options import SourceOptions
-from difffeat.workflows.probe_options import ProbeOptions
 
 
 class Verbs(TyperGroup):
@@ -368,94 +362,9 @@ def plan(
     emit(result, as_json)
 
 
-@app.command()
-@with_probe_options
-def probe(
-    store: Annotated[Path, typer.Argument(help="Feature store to train on.")],
-    validation: Annotated[Path | None, typer.Option(help="Store to select on; default: a seeded 15 % of the training store.")] = None,
-    test: Annotated[Path | None, typer.Option(help="Store to report on, read once; default: another seeded 15 % of the training store.")] = None,
-    taps: Annotated[str | None, typer.Option(help="Taps such as b12/t30, separated by commas; default: all.")] = None,
-    method: Annotated[str, typer.Option(help="adam (the paper's), ridge or logistic.")] = "adam",
-    seed: Annotated[int, typer.Option(help="Seed of the split and of the training order.")] = 0,
-    splits: Splits = None,
-    allow_shared: AllowShared = False,
-    output: Output = None,
-    as_json: Json = False,
-    *,
-    probe_options: ProbeOptions,
-) -> None:
-    """Train linear probes on a store, tap by tap; learning rate or penalty is chosen on validation."""
-    from difffeat.workflows.probing import run_probe
-
-    result = run_probe(
-        store, validation=validation, test=test, taps=taps, method=method, seed=seed, output=output, splits=splits, allow_shared=allow_shared,
-        options=probe_options, say=say(as_json),
-    )  # fmt: skip
-    emit(result, as_json)
-
-
-@app.command()
-@with_probe_options
-def fuse(
-    image_store: Annotated[Path, typer.Argument(help="Image features to train on.")],
-    text_store: Annotated[Path, typer.Argument(help="Text features of the same samples.")],
-    image_tap: Annotated[str | None, typer.Option(help="Image tap; needed when the store has several.")] = None,
-    text_tap: Annotated[str | None, typer.Option(help="Text tap; needed when the store has several.")] = None,
-    test_image: Annotated[Path | None, typer.Option(help="Image store to report on; read once. Default: a seeded 15 % of the training rows.")] = None,
-    test_text: Annotated[Path | None, typer.Option(help="Text store to report on.")] = None,
-    validation_image: ValidationImage = None,
-    validation_text: ValidationText = None,
-    splits: Splits = None,
-    allow_shared: AllowShared = False,
-    fusion: Annotated[
-        str | None, typer.Option(help="Which fusion is saved: add (the paper's, of adam) or concat. Default: add, without adam concat.")
-    ] = None,
-    method: Annotated[
-        str, typer.Option(help="Methods of all that is compared, of adam, ridge and logistic; the first one's fusion is saved.")
-    ] = "adam,ridge",
-    width: Annotated[int, typer.Option(help="Shared width of the projections.")] = 512,
-    seed: Annotated[int, typer.Option(help="Seed of the split and of the training.")] = 0,
-    output: Output = None,
-    as_json: Json = False,
-    *,
-    probe_options: ProbeOptions,
-) -> None:
-    """Train a fused classifier on image and text features joined by sample id, and compare it with each alone by the same method."""
-    from difffeat.workflows.fusing import run_fuse
-    from difffeat.workflows.pair_stores import PairStores
-
-    given = PairStores(image_store, text_store, validation_image, validation_text, test_image, test_text, splits, allow_shared)
-    result = run_fuse(
-        given, image_tap=image_tap, text_tap=text_tap, fusion=fusion, width=width, seed=seed, output=output, method=method, options=probe_options
-    )
-    emit(result, as_json)
-
-
-@app.command()
-def search(
-    image_store: Annotated[Path, typer.Argument(help="Image store with many taps (from --graph sweep).")],
-    text_store: Annotated[Path, typer.Argument(help="Text store with many taps.")],
-    strategy: Annotated[str, typer.Option(help="local (Algorithm 1 of the paper), grid or halving.")] = "local",
-    neighbourhood: Annotated[int, typer.Option(help="Grid steps around each peak, for local.")] = 1,
-    seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
-    validation_image: ValidationImage = None,
-    validation_text: ValidationText = None,
-    test_image: Annotated[
-        Path | None, typer.Option(help="Image store to score the found pair on, once. Default: a seeded 15 % of the joined rows.")
-    ] = None,
-    test_text: Annotated[Path | None, typer.Option(help="Text store to score the found pair on.")] = None,
-    splits: Splits = None,
-    allow_shared: AllowShared = False,
-    output: Output = None,
-    as_json: Json = False,
-) -> None:
-    """Find the best pair of image and text taps, with the full trace."""
-    from difffeat.workflows.pair_stores import PairStores
-    from difffeat.workflows.searching import run_search
-
-    given = PairStores(image_store, text_store, validation_image, validation_text, test_image, test_text, splits, allow_shared)
-    result = run_search(given, strategy=strategy, neighbourhood=neighbourhood, seed=seed, output=output)
-    emit(result, as_json)
+app.command()(probing.probe)
+app.command()(probing.fuse)
+app.command()(probing.search)
 
 
 @app.command()

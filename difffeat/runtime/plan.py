@@ -97,19 +97,19 @@ def make_plan(
     **Arguments:** `workers` engines, each on a machine or GPU of its own; `beside` and errors as for `extract`.
     """
     options: dict[str, Any] = {"say": say, "run": run, "shard_size": shard_size, "num_workers": num_workers, "max_bad_fraction": 1.0, **beside}
+    options["allow_unknown"] = True  # what is measured is time
     check_source(engine.recipe, source, batch_size, shard_size, 1.0)
     place = _existing(out)
     with _without_good_samples(source), tempfile.TemporaryDirectory(prefix=".difffeat-plan-", dir=place) as folder:
         one = _seconds_of_one(engine, source, Path(folder), options)
         fits = max(1, int(seconds / one) // 2)  # a batch to warm up and one to measure
         asked = batch_size or stored_batch_size(out)
-        largest = min(options.get("largest_batch", LARGEST), fits)
-        size = min(asked, fits) if asked else _probed(engine, source, run, {**options, "largest_batch": largest})
+        size = min(asked, fits) if asked else _probed(engine, source, run, options, fits)
         if asked and size < asked:
             say(f"a batch of {asked} would take about {asked * one:.0f} s: measuring in batches of {size}, to hold --seconds")
         warming = min(WARM_BATCHES * size, max(1, int(seconds / one)))
         say(f"one sample takes {one:.2g} s; warming up on {min(warming, len(source))} samples")
-        warm = extract(engine, _spread(source, warming), Path(folder, "warm"), batch_size=size, allow_unknown=True, progress=progress, **options)
+        warm = extract(engine, _spread(source, warming), Path(folder, "warm"), batch_size=size, progress=progress, **options)
         wanted = max(min(LEAST_BATCHES * size, max(1, int(seconds / one))), int(warm.rate * seconds) // size * size)
         say(f"measuring on {min(wanted, len(source))} samples, about {min(wanted, len(source)) / warm.rate:.0f} s")
         ticks: list[tuple[float, int]] = []
@@ -118,7 +118,7 @@ def make_plan(
             ticks.append(_tick(state))
             progress(state)
 
-        measured = extract(engine, _spread(source, wanted), Path(folder, "run"), batch_size=size, allow_unknown=True, progress=show, **options)
+        measured = extract(engine, _spread(source, wanted), Path(folder, "run"), batch_size=size, progress=show, **options)
         row_bytes = Configuration.of(engine).row_bytes(run) + DIGEST_BYTES + 1
         disk = _disk_bytes(_Size.of(warm.path), _Size.of(measured.path), row_bytes, len(source))
     rate, low, high = _rates(ticks, measured)
@@ -148,16 +148,16 @@ def make_plan(
 
 def _seconds_of_one(engine: Engine, source: Source, folder: Path, options: dict[str, Any]) -> float:
     """What one sample alone takes, from reading it to its features. The second of two: the first loads and compiles."""
-    extract(engine, _spread(source, 1), folder / "first", batch_size=1, allow_unknown=True, **options)
-    stages = extract(engine, _spread(source, 1), folder / "second", batch_size=1, allow_unknown=True, **options).stages
+    extract(engine, _spread(source, 1), folder / "first", batch_size=1, **options)
+    stages = extract(engine, _spread(source, 1), folder / "second", batch_size=1, **options).stages
     return max(sum(spent for stage, spent in stages.items() if stage != "write"), 1e-4)
 
 
-def _probed(engine: Engine, source: Source, run: RunRecipe, options: dict[str, Any]) -> int:
-    """The batch size that an extraction would find, on samples from everywhere."""
+def _probed(engine: Engine, source: Source, run: RunRecipe, options: dict[str, Any], most: int) -> int:
+    """The batch size of at most `most` that an extraction would find, on samples from everywhere."""
     beside = {name: options[name] for name in FED if name in options}
     feeding, told = Feeding.of(engine, run, **beside), {"say": options["say"]} if "say" in options else {}
-    return probe_batch_size(feeding, _spread(source, LARGEST).samples, largest=options.get("largest_batch", LARGEST), **told)
+    return probe_batch_size(feeding, _spread(source, LARGEST).samples, largest=min(options.get("largest_batch", LARGEST), most), **told)
 
 
 @contextlib.contextmanager

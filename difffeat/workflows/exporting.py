@@ -286,44 +286,30 @@ def _export(
     say: Say,
 ) -> ExportReport:
     """The part that images and text share: reference, graphs, files, parity, and only then the final name."""
-    with staging_folder(out, overwrite) as staging:
-        return _export_into(staging, recipe, out, feeds, fill, reference, extra, parts, say)
-
-
-def _export_into(
-    staging: Path,
-    recipe: GraphRecipe,
-    out: Path,
-    feeds: dict[str, np.ndarray],
-    fill: Callable[[Any, str], None],
-    reference: Callable[[GraphRecipe], dict[str, np.ndarray]],
-    extra: dict[str, Any],
-    parts: Sequence[str],
-    say: Say,
-) -> ExportReport:
     seconds: dict[str, float] = {}
-    started = time.perf_counter()
-    if recipe.precision != "fp32":
-        say(f"looking for parts that {recipe.precision} cannot hold")
-        recipe = promote(recipe, feeds, Parts(fill, extra.get(TABLE_FILE), extra.get(DENOISER_TABLE_FILE)), reference, say)
-    say("running the unfolded fp32 reference")
-    expected = reference(recipe)
-    seconds["reference"] = time.perf_counter() - started
-    started = time.perf_counter()
-    for part in parts:
-        say(f"exporting {FILES[part]}")
-        _write(staging / FILES[part], recipe, part, fill)
-    for name, content in extra.items():
-        _write_extra(staging / name, content)
-    (staging / RECIPE_FILE).write_text(json.dumps(recipe.to_dict(), indent=2, sort_keys=True) + "\n")
-    seconds["export"] = time.perf_counter() - started
-    say("checking parity of the finished file")
-    started = time.perf_counter()
-    parity = measure_parity(Artifact.open(staging), feeds, expected)
-    seconds["parity"] = time.perf_counter() - started
-    (staging / PARITY_FILE).write_text(json.dumps(parity.to_dict(), indent=2, sort_keys=True) + "\n")
-    final = install(staging, out, parity)
-    return ExportReport(Artifact.open(final), parity, seconds)
+    with staging_folder(out, overwrite) as staging:
+        started = time.perf_counter()
+        if recipe.precision != "fp32":
+            say(f"looking for parts that {recipe.precision} cannot hold")
+            recipe = promote(recipe, feeds, Parts(fill, extra.get(TABLE_FILE), extra.get(DENOISER_TABLE_FILE)), reference, say)
+        say("running the unfolded fp32 reference")
+        expected = reference(recipe)
+        seconds["reference"] = time.perf_counter() - started
+        started = time.perf_counter()
+        for part in parts:
+            say(f"exporting {FILES[part]}")
+            _write(staging / FILES[part], recipe, part, fill)
+        for name, content in extra.items():
+            _write_extra(staging / name, content)
+        (staging / RECIPE_FILE).write_text(json.dumps(recipe.to_dict(), indent=2, sort_keys=True) + "\n")
+        seconds["export"] = time.perf_counter() - started
+        say("checking parity of the finished file")
+        started = time.perf_counter()
+        parity = measure_parity(Artifact.open(staging), feeds, expected)
+        seconds["parity"] = time.perf_counter() - started
+        (staging / PARITY_FILE).write_text(json.dumps(parity.to_dict(), indent=2, sort_keys=True) + "\n")
+        final = install(staging, out, parity)
+        return ExportReport(Artifact.open(final), parity, seconds)
 
 
 def _write(path: Path, recipe: GraphRecipe, part: str, fill: Callable[[Any, str], None]) -> None:
