@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from difffeat.errors import CheckpointMismatch, UntrustedFile
-from difffeat.export.recognise import recognise
+from difffeat.export.file_kinds import recognise
 from difffeat.export.safe_files import check_digest, file_digest, read_tensors
 
 STEM = "diffusion_pytorch_model"

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from difffeat.errors import CheckpointMismatch, UntrustedFile
-from difffeat.export.recognise import PICKLE, TORCH_ZIP
+from difffeat.export.file_kinds import PICKLE, TORCH_ZIP
 
 MAX_PICKLE = 1 << 28
 """Bytes of the pickle inside a torch file that are looked through; that of DiT-XL with its optimizer has less than a hundredth."""

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from difffeat.errors import CheckpointMismatch, CheckpointNotFound, UntrustedFile
 from difffeat.export.checkpoints import Checkpoint, choose_state, facts_of
+from difffeat.export.file_kinds import SAFETENSORS, recognise
 from difffeat.export.pickles import load_pickle
-from difffeat.export.recognise import SAFETENSORS, recognise
 
 MAX_BLOCKS = 1024
 EXPANDED = 1 << 22

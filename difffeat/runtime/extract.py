@@ -31,6 +31,7 @@ from difffeat.runtime.writer import StoreWriter
 
 MAX_BAD_FRACTION = 0.5
 MOST_BATCH = 1 << 16
+"""Samples of a batch, beyond which its arrays would fill a machine's memory before anything runs."""
 
 
 def extract(
