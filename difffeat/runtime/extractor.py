@@ -23,7 +23,7 @@ from difffeat.runtime.pixels import to_rgb
 from difffeat.runtime.places import blob_at
 from difffeat.runtime.preprocess import decode, preprocess, quiet_pillow
 from difffeat.runtime.samples import Sample
-from difffeat.runtime.tokens import Captions, batches_by_length, mostly_unknown, pad_tokens
+from difffeat.runtime.tokens import MOSTLY, Captions, batches_by_length, pad_tokens
 
 if TYPE_CHECKING:
     from difffeat.engines import EngineOptions
@@ -174,7 +174,7 @@ class Extractor:
         )
         counted = [captions.encode_counted(Sample(str(row), captions=_captions(own, row))) for row, own in enumerate(inputs)]
         ids = [own for own, _ in counted]
-        _warn_of_unknown(sum(map(len, ids)), sum(unknown for _, unknown in counted), len(ids))
+        _warn_of_unknown(sum(map(len, ids)), sum(unknown for _, unknown in counted))
         for rows, length in batches_by_length(np.array([len(own) for own in ids]), self._batch_size, 8):
             tokens, lengths = pad_tokens([ids[row] for row in rows], self._rows(len(rows)), length)
             yield rows, {"tokens": tokens, "lengths": lengths}
@@ -189,8 +189,8 @@ def _content_names(feeds: dict[str, np.ndarray], count: int) -> list[str]:
     return [f"content:{hashlib.sha256(content).hexdigest()}" for content in contents]
 
 
-def _warn_of_unknown(tokens: int, unknown: int, captions: int) -> None:
-    if mostly_unknown(tokens, unknown, captions):
+def _warn_of_unknown(tokens: int, unknown: int) -> None:
+    if unknown > MOSTLY * tokens:
         warnings.warn(
             f"{unknown} of {tokens} tokens are unknown to this artifact's tokenizer, so these features hardly depend on the captions", stacklevel=4
         )
